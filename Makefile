@@ -1,0 +1,55 @@
+# The one way in. Plain `make` prints every target. Everything is installed into .venv; nothing else on the machine is touched.
+
+PYTHON ?= python3
+# Which torch to train with. The CPU build by default; on a GPU machine: make setup TORCH=torch==2.13.0
+TORCH ?= torch==2.13.0+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+SECONDS_DEMO ?= 20
+
+PIP = .venv/bin/pip --disable-pip-version-check install -q -c constraints.txt
+KIZU = .venv/bin/kizu
+
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-train setup test check format bench clean
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.venv/bin/pip:
+	@$(PYTHON) -m venv .venv || { echo "python venv is missing: apt-get install python3-venv"; rm -rf .venv; exit 1; }
+
+.venv/.runtime: pyproject.toml constraints.txt | .venv/bin/pip
+	$(PIP) -e .
+	@touch $@
+
+# The first try finds a CPU build wherever pip is already set up to look; the second asks PyTorch's own index for it.
+.venv/.dev: .venv/.runtime
+	$(PIP) "$(TORCH)" 2>/dev/null || $(PIP) "$(TORCH)" --index-url $(TORCH_INDEX)
+	$(PIP) -e '.[train,dev]'
+	@touch $@
+
+demo: .venv/.runtime  ## watch a line being inspected: daemon, two cameras, subscriber (no torch, no GPU)
+	$(KIZU) demo --seconds $(SECONDS_DEMO)
+
+setup: .venv/.dev  ## install training and development tools into .venv
+
+test: setup check  ## everything that CI runs: style, types, tests
+	.venv/bin/python -m pytest
+
+check: setup  ## ruff and mypy --strict
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+format: setup  ## let ruff rewrite the code
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+demo-train: setup  ## train the shipped demo bundle again, from the shipped photographs, into build/demo-bundle
+	$(KIZU) train student-teacher --preset line --data edge/demo/photos --out build/demo-bundle
+
+bench: setup  ## every benchmark that needs no data beside the checkout, as JSON lines
+	@for name in engine segmentation throughput overhead startup memory; do .venv/bin/python benchmarks/$$name.py || exit 1; done
+
+clean:  ## remove .venv and build
+	rm -rf .venv build

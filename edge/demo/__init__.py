@@ -1,0 +1,1 @@
+"""Package data of `kizu demo`: photographs, the shipped bundle and the simulated line."""

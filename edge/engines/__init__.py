@@ -1,0 +1,1 @@
+"""Inference backends behind one protocol; `registry.open_engine` loads the one that is asked for."""

@@ -1,0 +1,1 @@
+"""Where events go: the SQLite event log and the ZeroMQ publisher."""

@@ -1,0 +1,1 @@
+"""Where frames come from: ZeroMQ cameras, folders, video."""

@@ -1,0 +1,159 @@
+"""What flows through the runtime: frames, maps, regions, verdicts. Owns no behavior; what crosses a border is in `events`, `bundle` and `wire`.
+
+All arrays are made read-only on construction; array fields make equality ambiguous, so it is off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.masks import RunLength
+
+
+@dataclass(frozen=True, slots=True)
+class FrameId:
+    """The name of one exposure: it rides along every later type, so any verdict leads back to its picture.
+
+    `epoch` is random per camera start, `sequence` counts from 0 within it, `captured_ns` is Unix time at exposure.
+    """
+
+    camera: str
+    epoch: int
+    sequence: int
+    captured_ns: int
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What identifies the frame: (camera, epoch, sequence)."""
+        return self.camera, self.epoch, self.sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Roi:
+    """The rectangle of frame pixels that a model's pixels or a map's cells tile evenly.
+
+    `x, y` is its top left corner and `width, height` its size, in frame pixels where pixel i covers [i, i + 1).
+    It may reach beyond the frame (aspect kept by reflection) and need not be whole.
+    """
+
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """One picture as the camera took it: `image` (H, W, C) uint8, C = 1 gray or 3 RGB, C-contiguous, full sensor frame.
+
+    `received_ns` is the runtime's monotonic clock at reception.
+    """
+
+    id: FrameId
+    image: NDArray[np.uint8]
+    received_ns: int = 0
+    part_id: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] not in (1, 3):
+            raise ValueError(f"a frame's image is (H, W, 1 or 3) uint8, not {self.image.shape} {self.image.dtype}")
+        if not self.image.flags.c_contiguous:
+            raise ValueError("a frame's image must be C-contiguous; pass numpy.ascontiguousarray(image)")
+        self.image.setflags(write=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Unreadable:
+    """A frame that can be named but not looked at: it gets INCONCLUSIVE(unreadable), never silence.
+
+    `reason` is the refusal's one word (`truncated`, `bomb`, `format`, `size`, `length`); `detail` is for people.
+    """
+
+    id: FrameId
+    reason: str
+    detail: str
+    received_ns: int = 0
+    part_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ModelInput:
+    """What the graph takes: `pixels` (h, w, C) uint8; `roi` maps them back to frame pixels."""
+
+    frame_id: FrameId
+    pixels: NDArray[np.uint8]
+    roi: Roi
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AnomalyMap:
+    """Raw scores (h', w') float32, finite, higher means more anomalous; `score` is the graph's raw image score.
+
+    `roi` is the frame rectangle that the cells tile; what lies outside it takes the nearest cell's value.
+    """
+
+    frame_id: FrameId
+    scores: NDArray[np.float32]
+    score: float
+    roi: Roi
+
+    def __post_init__(self) -> None:
+        self.scores.setflags(write=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DefectRegion:
+    """One connected flaw in frame coordinates: half-open `box_xyxy`, `area_px`, `area_mm2` if the scale is known, `peak` raw map value."""
+
+    box_xyxy: tuple[int, int, int, int]
+    area_px: int
+    peak: float
+    mask: RunLength
+    area_mm2: float | None = None
+
+
+class Decision(StrEnum):
+    """What is done with the part; INCONCLUSIVE holds it."""
+
+    ACCEPT = "accept"
+    REJECT = "reject"
+    INCONCLUSIVE = "inconclusive"
+
+
+class Reason(StrEnum):
+    """Why a verdict is what it is; `SCORE` for ACCEPT and REJECT, the others only with INCONCLUSIVE."""
+
+    SCORE = "score"
+    UNREADABLE = "unreadable"
+    SHAPE = "shape"
+    LATE = "late"
+    FROZEN = "frozen"
+    DROPPED = "dropped"
+    ENGINE = "engine"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verdict:
+    """The one answer a frame gets; never a bool.
+
+    `score` and `threshold` are raw and in the same unit (None when the frame could not be scored); `p_value` in (0, 1]
+    is against the calibration sample; `frame_size` is (height, width) in pixels, (0, 0) if unknown.
+    """
+
+    frame_id: FrameId
+    decision: Decision
+    reason: Reason
+    detail: str
+    score: float | None
+    threshold: float | None
+    p_value: float | None
+    certified: bool
+    regions: tuple[DefectRegion, ...]
+    frame_size: tuple[int, int]
+    model_id: str
+    received_ns: int = 0
+    part_id: str | None = None

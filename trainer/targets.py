@@ -1,0 +1,144 @@
+"""What the teacher must predict: P's features at the center of every patch of a view.
+
+Owns the two target modes.  ``patch`` is the paper's: P sees each patch alone, pooled to one vector.  ``map`` is a
+deviation: P sees the whole view once and its feature maps are sampled at the patch centers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from edge.errors import TrainingError
+from trainer.backbones import Backbone, FeatureLayer
+from trainer.patch_nets import PatchNetSpec
+
+
+class Target(Protocol):
+    """Views (N, s, s, 3) uint8 -> P's features (N, C, g, g) float32, one column for each patch of the inner view.
+
+    The inner view is the view less ``margin_px`` on every side; g is the network's grid over it.
+    """
+
+    mode: str
+    channels: int
+    margin_px: int
+
+    def __call__(self, views: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MapTarget:
+    """P once on the whole view, magnified, features sampled bilinearly at each patch's exact center.
+
+    ``margin_px`` keeps the centers away from the zeros that P pads with.
+    """
+
+    backbone: Backbone
+    spec: PatchNetSpec
+    layer_names: tuple[str, ...]
+    magnify: int = 2
+    margin_px: int = 16
+    mode: str = "map"
+
+    @property
+    def channels(self) -> int:
+        return sum(self.backbone.layer(name).channels for name in self.layer_names)
+
+    def __call__(self, views: Tensor) -> Tensor:
+        inner = views.shape[1] - 2 * self.margin_px
+        first_px = self.margin_px + self.spec.center
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            maps = self.backbone(_magnified(views, self.magnify))
+        sampled = []
+        for name in self.layer_names:
+            layer, features = self.backbone.layer(name), maps[name].float()
+            weights = center_weights(
+                features.shape[2], layer, first_px, self.spec.stride, self.spec.grid(inner), self.magnify
+            )
+            sampled.append(torch.einsum("ip,ncpq,jq->ncij", weights, features, weights))
+        return torch.cat(sampled, dim=1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PatchTarget:
+    """The paper's target: P on each p x p patch alone (magnified), each layer average pooled to one vector.
+
+    Costs one run of P for every descriptor, so ``step`` keeps only every ``step``-th patch in each direction; the
+    others are NaN and count for nothing in the loss.
+    """
+
+    backbone: Backbone
+    spec: PatchNetSpec
+    layer_names: tuple[str, ...]
+    magnify: int = 2
+    margin_px: int = 0
+    step: int = 8
+    mode: str = "patch"
+
+    @property
+    def channels(self) -> int:
+        return sum(self.backbone.layer(name).channels for name in self.layer_names)
+
+    def __call__(self, views: Tensor) -> Tensor:
+        grid = self.spec.grid(views.shape[1] - 2 * self.margin_px)
+        kept = range(self.step // 2, grid, self.step)
+        # Footprint, not p: pooling floors, so the last row and column of a 33 px patch are never seen.
+        side = self.spec.footprint
+        corners = [self.margin_px + self.spec.stride * index for index in kept]
+        patches = torch.cat([views[:, y : y + side, x : x + side] for y in corners for x in corners])
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            maps = self.backbone(_magnified(patches, self.magnify))
+        pooled = torch.cat([maps[name].float().mean(dim=(2, 3)) for name in self.layer_names], dim=1)
+        columns = pooled.view(len(kept), len(kept), views.shape[0], -1).permute(2, 3, 0, 1)
+        full = torch.full((views.shape[0], self.channels, grid, grid), float("nan"))
+        full[:, :, self.step // 2 :: self.step, self.step // 2 :: self.step] = columns
+        return full
+
+
+def make_target(
+    mode: str, backbone: Backbone, spec: PatchNetSpec, layer_names: tuple[str, ...], magnify: int
+) -> MapTarget | PatchTarget:
+    """The target of the named mode.
+
+    Raises:
+        TrainingError: unknown mode, or a layer that P does not have.
+    """
+    for name in layer_names:
+        backbone.layer(name)
+    if mode == "map":
+        return MapTarget(backbone, spec, layer_names, magnify)
+    if mode == "patch":
+        return PatchTarget(backbone, spec, layer_names, magnify)
+    raise TrainingError(f"unknown target mode {mode!r}; choose map or patch")
+
+
+def center_weights(
+    cells: int, layer: FeatureLayer, first_px: float, stride_px: int, grid: int, magnify: int
+) -> Tensor:
+    """Bilinear weights (grid, cells) that read a feature map at the pixel indices first + stride * i of the view.
+
+    Index x of the view lies at magnify * x + (magnify - 1) / 2 of the magnified one, and cell k of P sits on its
+    pixel index origin + layer stride * k.
+    """
+    centers = first_px + stride_px * torch.arange(grid, dtype=torch.float64)
+    magnified = magnify * centers + (magnify - 1) / 2
+    position = ((magnified - layer.origin) / layer.stride).clamp(0, cells - 1)
+    below = position.floor().long().clamp(max=max(cells - 2, 0))
+    share = (position - below).float()
+    weights = torch.zeros(grid, cells)
+    rows = torch.arange(grid)
+    weights[rows, below] += 1 - share
+    weights[rows, (below + 1).clamp(max=cells - 1)] += share
+    return weights
+
+
+def _magnified(views: Tensor, magnify: int) -> Tensor:
+    pixels = views.permute(0, 3, 1, 2).float().contiguous(memory_format=torch.channels_last)
+    if magnify == 1:
+        return pixels
+    return F.interpolate(pixels, scale_factor=magnify, mode="bilinear", align_corners=False)
