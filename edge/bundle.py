@@ -1,6 +1,7 @@
 """ModelBundle: a model, how to feed it, what it must answer, and its thresholds, in one directory written once.
 
-Owns the manifest's schema, hashing, opening and writing. The layout is described in `docs/bundle.md`:
+Owns the manifest's schema, opening, writing and the golden check; bytes on disk are `bundle_files`, what an ONNX file
+may refer to is `model_file`, the engine that runs it is handed in. The layout is described in `docs/bundle.md`:
 
     bundle.json       Manifest: input, map geometry, tolerance, and {path: sha256, size} of every other file
     model.onnx        the graph (design: graph contract), no external data
@@ -14,15 +15,56 @@ Owns the manifest's schema, hashing, opening and writing. The layout is describe
 
 from __future__ import annotations
 
+import itertools
+import math
+import os
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.bundle_files import (
+    array_bytes,
+    files_below,
+    parse_array,
+    plain_name,
+    read_once,
+    sha256_hex,
+    write_directory,
+)
+from edge.errors import BundleError, ParityError
+from edge.model_file import require_self_contained
+
 SCHEMA_VERSION = 1
+
+MANIFEST = "bundle.json"
+SIGNATURE = "signature.json"
+MODEL = "model.onnx"
+GOLDEN_FRAMES, GOLDEN_MAPS, GOLDEN_SCORES = "golden/frames.npy", "golden/maps.npy", "golden/scores.npy"
+CALIBRATION = "calibration.json"
+PROVENANCE = "provenance.json"
+REPORT_FOLDER = "report/"
+
+_MIB = 1 << 20
+MAX_MANIFEST_BYTES = _MIB
+MAX_FILE_BYTES: Final[Mapping[str, int]] = MappingProxyType({
+    MODEL: 512 * _MIB,
+    GOLDEN_FRAMES: 256 * _MIB,
+    GOLDEN_MAPS: 256 * _MIB,
+    GOLDEN_SCORES: _MIB,
+    CALIBRATION: 64 * _MIB,
+    PROVENANCE: 64 * _MIB,
+})
+"""The files that every bundle has, with the most bytes that are read of each."""
+MAX_REPORT_BYTES = 64 * _MIB
+
+_T = TypeVar("_T")
 
 
 class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,10 +132,10 @@ class ScoreCalibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """calibration.json: the thresholds, and what they stand on.
 
     `kind` is `provisional` (maximum of held-out good scores plus a margin; never certified) or `order-statistic`
-    (certified: at most `false_rejects` of good parts are rejected, with probability `confidence`). `scores` are the good
-    image scores, ascending; a part is rejected when its score is greater than `threshold`, a pixel belongs to a defect when
-    its map value is greater than `pixel_threshold`. `statistics_shared` says that map statistics and threshold come from
-    the same images. `data_sha256` is the digest of the good images used.
+    (certified: at most `false_rejects` of good parts are rejected, with probability `confidence`). `scores` are the
+    good image scores, ascending; a part is rejected when its score is greater than `threshold`, a pixel belongs to a
+    defect when its map value is greater than `pixel_threshold`. `statistics_shared` says that map statistics and
+    threshold come from the same images. `data_sha256` is the digest of the good images used.
     """
 
     kind: Literal["provisional", "order-statistic"]
@@ -112,7 +154,10 @@ class ScoreCalibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Golden:
-    """A few model inputs with the answers of the exporting backend: frames (K, h, w, C) uint8, maps (K, h', w') and scores (K,) float32."""
+    """A few model inputs with the answers of the exporting backend.
+
+    `frames` (K, h, w, C) uint8, `maps` (K, h', w') and `scores` (K,) float32.
+    """
 
     frames: NDArray[np.uint8]
     maps: NDArray[np.float32]
@@ -130,3 +175,299 @@ class ModelBundle:
     golden: Golden
     calibration: ScoreCalibration
     provenance: dict[str, Any]
+
+
+class Runner(Protocol):
+    """The one method of `protocols.Engine` that the golden check needs."""
+
+    def infer(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenCheck:
+    """How far an engine is from the bundle's expected answers, over maps and image scores of all golden frames.
+
+    `max_abs` is the largest |a - b|, raw; `max_rel_of_tolerance` the largest |a - b| / (absolute + relative * |b|):
+    above 1 the bundle's tolerance is exceeded. `ok` says that it is not, and that everything was finite.
+    """
+
+    frames: int
+    max_abs: float
+    max_rel_of_tolerance: float
+    ok: bool
+
+
+def open_bundle(path: Path | str) -> ModelBundle:
+    """Read, hash and parse the bundle at `path`: each file once, and only the bytes that were hashed are used.
+
+    Raises:
+        BundleError: a file is missing, changed, unknown, too large or malformed, or the schema is another one.
+    """
+    directory = Path(path)
+    present = files_below(directory)
+    if MANIFEST not in present:
+        raise BundleError(f"{directory} is no bundle: it has no {MANIFEST}; `kizu train` writes bundles")
+    manifest_bytes = read_once(directory / MANIFEST, MAX_MANIFEST_BYTES)
+    manifest = _parse_manifest(manifest_bytes, directory)
+    _require_same_names(directory, present, manifest)
+    content: dict[str, bytes] = {}
+    for name in sorted(manifest.files):
+        data = _read_file(directory, name, manifest)
+        if name in MAX_FILE_BYTES:  # reports are verified, not kept
+            content[name] = data
+    return _assemble(directory, manifest_bytes, manifest, content)
+
+
+def write_bundle(
+    path: Path | str,
+    *,
+    name: str,
+    method: str,
+    preset: str,
+    input: InputSpec,
+    map: MapGeometry,
+    tolerance: Tolerance,
+    model: bytes,
+    golden: Golden,
+    calibration: ScoreCalibration,
+    provenance: Mapping[str, Any],
+    report: Mapping[str, bytes] = MappingProxyType({}),
+    created_ns: int | None = None,
+) -> ModelBundle:
+    """Write a new bundle at `path`, complete or not at all, and return it opened.
+
+    `report` maps names below report/ to contents. The same arguments give the same `model_id`; `created_ns` (Unix, part
+    of the identity) defaults to SOURCE_DATE_EPOCH where that is set, else to now.
+
+    Raises:
+        BundleError: `path` exists, or the content would not be accepted by `open_bundle`.
+    """
+    content = {
+        MODEL: bytes(model),
+        GOLDEN_FRAMES: array_bytes(golden.frames),
+        GOLDEN_MAPS: array_bytes(golden.maps),
+        GOLDEN_SCORES: array_bytes(golden.scores),
+        CALIBRATION: canonical_json(calibration),
+        PROVENANCE: canonical_json(dict(provenance)),
+    }
+    content.update({REPORT_FOLDER + name: bytes(data) for name, data in report.items()})
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=name,
+        method=method,
+        preset=preset,
+        input=input,
+        map=map,
+        tolerance=tolerance,
+        created_ns=_now_ns() if created_ns is None else created_ns,
+        files={name: FileDigest(sha256_hex(data), len(data)) for name, data in content.items()},
+    )
+    manifest_bytes = canonical_json(manifest)
+    target = Path(path)
+    # Everything that open_bundle checks is checked on these very bytes first: what cannot be opened is not written.
+    bundle = _assemble(target, manifest_bytes, _parse_manifest(manifest_bytes, target), content)
+    write_directory(target, {**content, MANIFEST: manifest_bytes})
+    return bundle
+
+
+def derive_bundle(
+    source: ModelBundle,
+    path: Path | str,
+    *,
+    calibration: ScoreCalibration,
+    provenance_extra: Mapping[str, Any],
+    created_ns: int | None = None,
+) -> ModelBundle:
+    """Write `source` again with another calibration; provenance gains `provenance_extra` and `derived_from`.
+
+    `derived_from` lists the model_ids of all ancestors, the direct one last. A signature is not carried over.
+
+    Raises:
+        BundleError: `path` exists, `source` changed on disk since it was opened, or the calibration is malformed.
+    """
+    manifest = source.manifest
+    report = {
+        name.removeprefix(REPORT_FOLDER): _read_file(source.path, name, manifest)
+        for name in manifest.files
+        if name.startswith(REPORT_FOLDER)
+    }
+    ancestors = [*source.provenance.get("derived_from", []), source.model_id]
+    return write_bundle(
+        path,
+        name=manifest.name,
+        method=manifest.method,
+        preset=manifest.preset,
+        input=manifest.input,
+        map=manifest.map,
+        tolerance=manifest.tolerance,
+        model=source.model,
+        golden=source.golden,
+        calibration=calibration,
+        provenance={**source.provenance, **provenance_extra, "derived_from": ancestors},
+        report=report,
+        created_ns=created_ns,
+    )
+
+
+def check_golden(bundle: ModelBundle, engine: Runner, *, require: bool = False) -> GoldenCheck:
+    """Run the bundle's golden frames one by one and compare maps and scores with the expected ones.
+
+    Raises:
+        ParityError: only with `require`, when the tolerance is exceeded.
+        EngineError: the engine failed.
+    """
+    tolerance, golden = bundle.manifest.tolerance, bundle.golden
+    max_abs = max_share = 0.0
+    for index in range(len(golden.frames)):
+        # One frame a batch: every engine takes that, whatever its largest batch.
+        maps, scores = engine.infer(golden.frames[index : index + 1])
+        for found, expected in ((maps[0], golden.maps[index]), (scores[:1], golden.scores[index : index + 1])):
+            if found.shape != expected.shape:
+                raise ParityError(
+                    f"bundle {bundle.path}: golden frame {index} gave {found.shape}, expected {expected.shape}"
+                )
+            gap = np.abs(found.astype(np.float64) - expected)
+            share = gap / (tolerance.absolute + tolerance.relative * np.abs(expected.astype(np.float64)))
+            # not `max`, which would lose a NaN
+            max_abs = float(np.maximum(max_abs, gap.max()))
+            max_share = float(np.maximum(max_share, share.max()))
+    check = GoldenCheck(len(golden.frames), max_abs, max_share, ok=bool(max_share <= 1.0))
+    if require and not check.ok:
+        raise ParityError(
+            f"bundle {bundle.path}: this engine is up to {max_abs:.3g} from the golden frames, {max_share:.3g} times "
+            f"the tolerance ({tolerance.absolute:g} + {tolerance.relative:g} * |expected|); "
+            f"compare with `kizu verify {bundle.path} --backend onnxruntime`"
+        )
+    return check
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one JSON text of `value`: keys sorted, two spaces of indent, a newline at the end."""
+    try:
+        return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=2) + b"\n"
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"cannot be written as JSON: {error}") from error
+
+
+def _now_ns() -> int:
+    """Creation time; repeatable by https://reproducible-builds.org/specs/source-date-epoch/."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    if epoch is None:
+        return time.time_ns()
+    if not epoch.isdecimal():
+        raise BundleError(f"SOURCE_DATE_EPOCH is {epoch!r}, expected whole seconds since 1970; unset it or correct it")
+    return int(epoch) * 1_000_000_000
+
+
+def _parse_manifest(data: bytes, directory: Path) -> Manifest:
+    where = directory / MANIFEST
+    schema = _parse_json(data, _SchemaOnly, where).schema_version
+    if schema != SCHEMA_VERSION:
+        step = "upgrade kizu" if schema > SCHEMA_VERSION else "make the bundle again with this kizu"
+        raise BundleError(f"{where} has schema version {schema}, this kizu reads {SCHEMA_VERSION}; {step}")
+    manifest = _parse_json(data, Manifest, where)
+    for name, digest in manifest.files.items():
+        _require_file_entry(where, name, digest)
+    if missing := sorted(MAX_FILE_BYTES.keys() - manifest.files.keys()):
+        raise BundleError(f"{where} does not list {missing[0]}, which every bundle has; make the bundle again")
+    _require_sane_geometry(where, manifest)
+    return manifest
+
+
+class _SchemaOnly(msgspec.Struct):
+    schema_version: int
+
+
+def _require_file_entry(where: Path, name: str, digest: FileDigest) -> None:
+    if not plain_name(name):
+        raise BundleError(f"{where} lists {name!r}; expected a plain relative path inside the bundle")
+    if name not in MAX_FILE_BYTES and not name.startswith(REPORT_FOLDER):
+        raise BundleError(f"{where} lists {name!r}, which is no file of a bundle of schema {SCHEMA_VERSION}")
+    limit = MAX_FILE_BYTES.get(name, MAX_REPORT_BYTES)
+    if not 0 <= digest.size <= limit:
+        raise BundleError(f"{where} gives {name} {digest.size} bytes; from 0 to {limit} are admitted")
+
+
+def _require_sane_geometry(where: Path, manifest: Manifest) -> None:
+    spec, cells, tolerance = manifest.input, manifest.map, manifest.tolerance
+    wrong = None
+    if not (1 <= spec.height <= 16384 and 1 <= spec.width <= 16384 and 1 <= spec.max_batch <= 1024):
+        wrong = f"input {spec.height} x {spec.width}, batch {spec.max_batch}"
+    elif not (1 <= cells.height <= 16384 and 1 <= cells.width <= 16384):
+        wrong = f"map {cells.height} x {cells.width}"
+    elif not (cells.stride > 0 and math.isfinite(cells.stride + cells.offset_y + cells.offset_x)):
+        wrong = f"map stride {cells.stride}, offsets {cells.offset_y} and {cells.offset_x}"
+    elif not (1 <= spec.min_side_px <= spec.max_side_px):
+        wrong = f"frame sides from {spec.min_side_px} to {spec.max_side_px} px"
+    elif not (0 < tolerance.absolute < math.inf and 0 <= tolerance.relative < math.inf):
+        wrong = f"tolerance {tolerance.absolute} + {tolerance.relative} * |expected|"
+    if wrong is not None:
+        raise BundleError(f"{where}: {wrong} cannot be; make the bundle again")
+
+
+def _require_same_names(directory: Path, present: set[str], manifest: Manifest) -> None:
+    known = manifest.files.keys() | {MANIFEST}
+    if missing := sorted(known - present):
+        raise BundleError(f"bundle {directory} lacks {missing[0]}, which {MANIFEST} lists; copy the bundle again")
+    if extra := sorted(present - known - {SIGNATURE}):
+        raise BundleError(f"bundle {directory} holds {extra[0]!r}, which {MANIFEST} does not list; remove it")
+
+
+def _read_file(directory: Path, name: str, manifest: Manifest) -> bytes:
+    """Read one listed file; no directory on its way may be a link (`files_below` lists a linked one as a file)."""
+    expected = manifest.files[name]
+    data = read_once(directory / name, MAX_FILE_BYTES.get(name, MAX_REPORT_BYTES))
+    if len(data) != expected.size or sha256_hex(data) != expected.sha256:
+        raise BundleError(
+            f"{directory / name} was changed: its {len(data)} bytes are not the {expected.size} that {MANIFEST} lists; "
+            f"copy the bundle again, then run `kizu verify {directory}`"
+        )
+    return data
+
+
+def _assemble(directory: Path, manifest_bytes: bytes, manifest: Manifest, content: Mapping[str, bytes]) -> ModelBundle:
+    """Parse verified bytes."""
+    require_self_contained(content[MODEL], str(directory / MODEL))
+    provenance = _parse_json(content[PROVENANCE], dict[str, Any], directory / PROVENANCE)
+    calibration = _parse_json(content[CALIBRATION], ScoreCalibration, directory / CALIBRATION)
+    _require_sane_calibration(directory / CALIBRATION, calibration)
+    return ModelBundle(
+        path=directory,
+        model_id=sha256_hex(manifest_bytes),
+        manifest=manifest,
+        model=content[MODEL],
+        golden=_parse_golden(directory, manifest, content),
+        calibration=calibration,
+        provenance=provenance,
+    )
+
+
+def _parse_golden(directory: Path, manifest: Manifest, content: Mapping[str, bytes]) -> Golden:
+    spec, cells = manifest.input, manifest.map
+    u8, f32 = np.dtype(np.uint8), np.dtype("<f4")
+    frames_at = str(directory / GOLDEN_FRAMES)
+    frames = parse_array(content[GOLDEN_FRAMES], u8, (None, spec.height, spec.width, spec.channels), frames_at)
+    count = len(frames)
+    maps_shape = (count, cells.height, cells.width)
+    maps = parse_array(content[GOLDEN_MAPS], f32, maps_shape, str(directory / GOLDEN_MAPS))
+    scores = parse_array(content[GOLDEN_SCORES], f32, (count,), str(directory / GOLDEN_SCORES))
+    if not (np.isfinite(maps).all() and np.isfinite(scores).all()):
+        raise BundleError(f"{directory / GOLDEN_MAPS}: expected answers are not all finite; make the bundle again")
+    return Golden(frames, maps, scores)
+
+
+def _require_sane_calibration(where: Path, calibration: ScoreCalibration) -> None:
+    scores = calibration.scores
+    if not all(math.isfinite(value) for value in (calibration.threshold, calibration.pixel_threshold, *scores)):
+        raise BundleError(f"{where}: thresholds and scores must be finite; make the bundle again")
+    if any(low > high for low, high in itertools.pairwise(scores)):
+        raise BundleError(f"{where}: scores must be ascending; make the bundle again")
+    if calibration.min_area_px < 0:
+        raise BundleError(f"{where}: min_area_px is {calibration.min_area_px}, expected 0 or more")
+
+
+def _parse_json(data: bytes, kind: type[_T], where: Path) -> _T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise BundleError(f"{where} is not as expected: {error}; make the bundle again or copy it again") from error

@@ -82,24 +82,31 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelInput:
-    """What the graph takes: `pixels` (h, w, C) uint8; `roi` maps them back to frame pixels."""
+    """What the graph takes: `pixels` (h, w, C) uint8; `roi` maps them back to frame pixels.
+
+    `extent` is the frame rectangle that was really looked at: less than `roi` where an aspect was kept by reflection or
+    a partial block was filled up. None means all of `roi`.
+    """
 
     frame_id: FrameId
     pixels: NDArray[np.uint8]
     roi: Roi
+    extent: Roi | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnomalyMap:
     """Raw scores (h', w') float32, finite, higher means more anomalous; `score` is the graph's raw image score.
 
-    `roi` is the frame rectangle that the cells tile; what lies outside it takes the nearest cell's value.
+    `roi` is the frame rectangle that the cells tile; what lies outside it takes the nearest cell's value. `extent` is the
+    frame rectangle that was inspected (the ModelInput's), the only place where regions are reported.
     """
 
     frame_id: FrameId
     scores: NDArray[np.float32]
     score: float
     roi: Roi
+    extent: Roi
 
     def __post_init__(self) -> None:
         self.scores.setflags(write=False)

@@ -17,10 +17,11 @@ PACKAGES = ("edge", "calib", "trainer")
 # except that a helper room may be named by its owner (second table).
 ORDER = [
     ("errors",),
-    ("run_kernels",),
+    ("run_kernels", "image_headers", "bundle_files", "model_file"),
+    ("images",),
     ("masks",),
     ("types",),
-    ("clock", "images", "events", "config", "bundle"),
+    ("clock", "payloads", "events", "config", "bundle"),
     ("protocols", "wire", "metrics"),
     ("sockets",),
     ("stages", "engines", "sources", "sinks"),
@@ -31,7 +32,7 @@ ORDER = [
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 SAME_RANK_ALLOWED = {
     ("protocols", "events"),
-    ("wire", "images"),
+    ("payloads", "images"),
     ("demo", "daemon"),
     ("commands", "cli"),
     ("pipeline", "health"),

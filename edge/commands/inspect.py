@@ -1,0 +1,82 @@
+"""`kizu inspect BUNDLE`: what a bundle is, what its thresholds stand on, and what made it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from edge.bundle import ModelBundle
+
+
+def inspect(
+    bundle: Annotated[Path, typer.Argument(help="The bundle's directory.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+) -> None:
+    """Show a bundle's manifest, score calibration and provenance; every file is hashed on the way.
+
+    Raises:
+        BundleError: a file is missing, changed or malformed.
+    """
+    import msgspec
+
+    from edge.bundle import open_bundle
+
+    opened = open_bundle(bundle)
+    if as_json:
+        typer.echo(msgspec.json.encode(_facts(opened)).decode())
+        return
+    _print_tables(opened)
+
+
+def _facts(bundle: ModelBundle) -> dict[str, Any]:
+    return {
+        "bundle": str(bundle.path),
+        "model_id": bundle.model_id,
+        "manifest": bundle.manifest,
+        "calibration": bundle.calibration,
+        "provenance": bundle.provenance,
+    }
+
+
+def _print_tables(bundle: ModelBundle) -> None:
+    import msgspec
+    from rich.console import Console
+
+    console = Console()
+    manifest: dict[str, Any] = msgspec.to_builtins(bundle.manifest)
+    files = manifest.pop("files")
+    manifest["created"] = datetime.fromtimestamp(manifest.pop("created_ns") / 1e9, UTC).isoformat(timespec="seconds")
+    console.print(_table("manifest", {"model_id": bundle.model_id, **manifest}))
+    calibration: dict[str, Any] = msgspec.to_builtins(bundle.calibration)
+    scores = calibration.pop("scores")
+    calibration["good scores"] = f"{len(scores)}, {scores[0]:.4g} to {scores[-1]:.4g}" if scores else "none"
+    console.print(_table("calibration (certified)" if bundle.calibration.certified else "calibration", calibration))
+    console.print(_table("provenance", bundle.provenance))
+    console.print(_table("files", {name: f"{entry['size']:>12,} bytes" for name, entry in files.items()}))
+
+
+def _table(title: str, rows: dict[str, Any]) -> Any:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("key", "value", title=title, title_justify="left", show_header=False)
+    for key, value in _flat(rows):
+        table.add_row(escape(key), escape(value))
+    return table
+
+
+def _flat(rows: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested keys joined by dots; a long list by its length, for a training curve fills the screen."""
+    flat: list[tuple[str, str]] = []
+    for key, value in rows.items():
+        if isinstance(value, dict) and value:
+            flat += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and len(value) > 8:
+            flat.append((prefix + key, f"{len(value)} values (see --json)"))
+        else:
+            flat.append((prefix + key, f"{value:.6g}" if isinstance(value, float) else str(value)))
+    return flat
