@@ -1,0 +1,120 @@
+"""Runs a bundle's engine over image files and yields scores, maps and verdicts.
+
+Owns the order and what happens to bad files. The way is the daemon's, piece by piece: decode, preprocess, engine,
+map, decision. What the files are is `dataset`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from calib.dataset import read_stored_image
+from calib.progress import Advance
+from edge.bundle import ModelBundle
+from edge.errors import DataError, EngineError, ImageRefused
+from edge.protocols import Engine, Ticket
+from edge.stages.decide import Decide
+from edge.stages.infer import to_map
+from edge.stages.preprocess import Preprocess
+from edge.types import AnomalyMap, Frame, FrameId, ModelInput, Reason, Unreadable, Verdict
+
+COLLECT_TIMEOUT_S = 120.0
+
+NAMED = 5
+"""Bad files listed in a refusal; the others are counted."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Collected:
+    """One file's answer; for a bad file the verdict is INCONCLUSIVE, `anomaly_map` None, and `problem` says why."""
+
+    path: Path
+    verdict: Verdict
+    anomaly_map: AnomalyMap | None
+    problem: str = ""
+
+
+def collect(
+    bundle: ModelBundle,
+    engine: Engine,
+    paths: Sequence[Path],
+    *,
+    skip_bad: bool = False,
+    advance: Advance = lambda done: None,
+) -> Iterator[Collected]:
+    """Yield the answer for each of `paths`, in order; FrameId.sequence is the place in `paths`.
+
+    Each image is a batch of its own, `engine.spec.depth` of them in flight: a score then never depends on the images
+    beside it, and on a CPU larger batches are no faster. A bad file (no image, damaged, of another shape than the model
+    takes) is yielded as INCONCLUSIVE with `skip_bad`; without it, the first one ends the scoring, the remaining files
+    are only looked at, and all bad ones are refused together.
+
+    Raises:
+        DataError: bad files without `skip_bad`; the first few are named.
+        EngineError: the engine failed, or gave scores that are not finite.
+    """
+    preprocess = Preprocess(bundle.manifest.input)
+    decide = Decide(bundle.calibration, bundle.model_id)
+    waiting: deque[tuple[Ticket, Path, Frame, ModelInput]] = deque()
+    bad: list[str] = []
+
+    def answer() -> Collected:
+        ticket, path, frame, model_input = waiting.popleft()
+        try:
+            given, maps, scores = engine.collect(COLLECT_TIMEOUT_S)
+            if given != ticket:
+                raise EngineError(f"the engine answered ticket {given} where {ticket} was due")
+            anomaly_map = to_map(model_input, maps[0], float(scores[0]), bundle.manifest.map)
+        except EngineError as error:
+            raise EngineError(f"{path}: {error}") from error
+        return Collected(path, decide.verdict(frame, anomaly_map, ()), anomaly_map)
+
+    for sequence, path in enumerate(paths):
+        advance(sequence)
+        prepared = _prepare(path, sequence, preprocess)
+        if isinstance(prepared, tuple):
+            frame, model_input = prepared
+            if bad:
+                continue
+            while len(waiting) >= engine.spec.depth:
+                yield answer()
+            ticket = engine.submit(np.ascontiguousarray(model_input.pixels[None]))
+            waiting.append((ticket, path, frame, model_input))
+        elif skip_bad:
+            while waiting:  # answers keep the order of the files
+                yield answer()
+            reason = Reason.SHAPE if prepared.reason == "shape" else Reason.UNREADABLE
+            yield Collected(path, decide.inconclusive(prepared, reason, prepared.detail), None, prepared.detail)
+        else:
+            bad.append(prepared.detail)
+    while waiting:
+        yield answer()
+    advance(len(paths))
+    if bad:
+        raise DataError(_refusal(bad, len(paths)))
+
+
+def _prepare(path: Path, sequence: int, preprocess: Preprocess) -> tuple[Frame, ModelInput] | Unreadable:
+    name = FrameId(camera="folder", epoch=0, sequence=sequence, captured_ns=0)
+    try:
+        frame = Frame(name, read_stored_image(path))
+    except ImageRefused as error:
+        return Unreadable(name, error.reason, str(error))
+    try:
+        return frame, preprocess(frame)
+    except ImageRefused as error:
+        return Unreadable(name, "shape", f"{path}: {error}")
+
+
+def _refusal(bad: list[str], count: int) -> str:
+    shown = "\n".join(f"  {problem}" for problem in bad[:NAMED])
+    more = f"\n  and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    return (
+        f"{len(bad)} of {count} files cannot be inspected:\n{shown}{more}\n"
+        "take them out, or leave them out of the figures with --skip-bad-images"
+    )
