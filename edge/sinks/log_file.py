@@ -1,0 +1,124 @@
+"""The event log's file: its schema, how it is opened or refused, and the checksum of a row.
+
+Leaves reading and writing of rows to `event_log`.
+
+    meta    log epoch (random, made with the file), creation time
+    events  contiguous log_sequence from 1; unique (camera, camera_epoch, frame_sequence); JSON, mask, checksum
+    marks   per (camera, camera_epoch): every frame up to `acked_through` is logged; kept in the same transaction
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import secrets
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from edge.errors import ConfigError, LogError
+from edge.protocols import Clock
+
+APPLICATION_ID: Final = 0x4B495A55  # "KIZU"
+SCHEMA_VERSION: Final = 1
+BUSY_TIMEOUT_S: Final = 5.0
+# JavaScript reads integers exactly up to 2**53; a wider epoch would be rounded in the console's hands.
+_EPOCH_BITS: Final = 53
+
+_SCHEMA: Final = (
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
+    """CREATE TABLE events (
+        log_sequence INTEGER PRIMARY KEY,
+        camera TEXT NOT NULL, camera_epoch INTEGER NOT NULL, frame_sequence INTEGER NOT NULL,
+        event BLOB NOT NULL, mask BLOB, checksum BLOB NOT NULL,
+        UNIQUE (camera, camera_epoch, frame_sequence))""",
+    """CREATE TABLE marks (
+        camera TEXT NOT NULL, camera_epoch INTEGER NOT NULL, acked_through INTEGER NOT NULL,
+        PRIMARY KEY (camera, camera_epoch)) WITHOUT ROWID""",
+)
+
+
+def checksum_of(log_sequence: int, event: bytes, mask_png: bytes | None) -> bytes:
+    """BLAKE2b, 8 bytes, over the number, the event's length, the event and the mask."""
+    digest = hashlib.blake2b(log_sequence.to_bytes(8) + len(event).to_bytes(8) + event, digest_size=8)
+    digest.update(b"\0" if mask_png is None else b"\1" + mask_png)
+    return digest.digest()
+
+
+def lock_log(path: Path) -> int:
+    """Hold `PATH.lock` so that two daemons cannot number one log; SQLite's own locks live in the log itself."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"event log {path}: {error.strerror}; choose a folder that this user may write") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ConfigError(
+            f"event log {path} is open in another process; stop that daemon or choose another path"
+        ) from None
+    return handle
+
+
+def open_log(path: Path, clock: Clock) -> tuple[sqlite3.Connection, int, int]:
+    """The writer's connection, the log's epoch and its head."""
+    try:
+        # Created here so that nobody else may read it; SQLite gives its side files the same mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise ConfigError(f"event log {path}: {error.strerror}; choose a file that this user may write") from None
+    connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    try:
+        if _is_new(connection, path):
+            _create(connection, clock)
+        else:
+            _set_durable(connection)
+        epoch = connection.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()[0]
+        head = connection.execute("SELECT COALESCE(MAX(log_sequence), 0) FROM events").fetchone()[0]
+        return connection, int(epoch), int(head)
+    except (sqlite3.Error, TypeError) as error:
+        connection.close()
+        raise LogError(f"event log {path} is damaged: {error}; move it away, a new one will be made") from None
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
+    """Whether the file is empty; refuses whatever is not ours before a byte of it is changed."""
+    try:
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        tables = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        raise ConfigError(f"event log {path} is no SQLite file ({error}); choose another path") from None
+    if application == 0 and tables == 0:
+        return True
+    if application != APPLICATION_ID:
+        raise ConfigError(f"event log {path} is a SQLite file of another program; choose another path")
+    if version != SCHEMA_VERSION:
+        raise ConfigError(
+            f"event log {path} has schema {version}, this kizu writes {SCHEMA_VERSION}; choose another path"
+        )
+    return False
+
+
+def _create(connection: sqlite3.Connection, clock: Clock) -> None:
+    _set_durable(connection)
+    connection.execute("BEGIN IMMEDIATE")
+    for statement in _SCHEMA:
+        connection.execute(statement)
+    epoch = secrets.randbelow(2**_EPOCH_BITS - 1) + 1
+    connection.executemany("INSERT INTO meta VALUES (?, ?)", [("epoch", epoch), ("created_ns", clock.wall_ns())])
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute("COMMIT")
+
+
+def _set_durable(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    # FULL syncs the WAL at every commit; NORMAL would lose acknowledged events at a power cut.
+    connection.execute("PRAGMA synchronous = FULL")

@@ -1,0 +1,129 @@
+"""Publisher: events and heads on an XPUB socket.
+
+Owns what is sent to whom and when a head is due; never waits for a subscriber. The event log is the truth, this is the
+hint.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+from typing import Final, Self
+
+import zmq
+
+from edge import sockets, wire
+from edge.errors import SinkError
+from edge.events import DefectEvent
+from edge.payloads import Buffer
+from edge.protocols import Clock
+
+HEAD_INTERVAL_S: Final = 1.0
+
+
+class Publisher:
+    """A Sink that sends each event once to whoever listens.
+
+    A lock guards the socket, so `publish` may run in the log's writer thread and `tick` in another. `hwm` messages are
+    held per subscriber; a slower one loses the rest, which ZeroMQ does not tell here: the subscriber counts the gap.
+    `head` is (log epoch, log sequence) at start.
+
+    Raises:
+        ConfigError: the address cannot be used.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        line: str,
+        clock: Clock,
+        *,
+        head: tuple[int, int] = (0, 0),
+        hwm: int = 32,
+        plain_off_host: bool = False,
+        context: sockets.Context | None = None,
+    ) -> None:
+        self.published = 0
+        self.dropped = 0
+        """Messages that the socket itself refused; a slow subscriber's losses are not visible here."""
+        self.topics = 0
+        """Subscribed topics, each counted once however many listen."""
+        self._line = wire.check_name(line, "line")
+        self._clock = clock
+        self._head = head
+        self._head_due_ns = clock.monotonic_ns()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._socket = sockets.xpub(address, hwm=hwm, plain_off_host=plain_off_host, context=context)
+        self._address = sockets.bound_address(self._socket)
+
+    @property
+    def address(self) -> str:
+        """As bound: the port is known where the system chose it."""
+        return self._address
+
+    def publish(self, event: DefectEvent, mask_png: bytes | None = None) -> None:
+        """Send one event with its mask; returns at once.
+
+        Raises:
+            SinkError: the publisher is closed.
+        """
+        with self._lock:
+            self._send(wire.pack_event(event, mask_png))
+            self.published += 1
+            # A head tells what was published: the log's own head may be ahead of this socket. An event that comes again
+            # (its frame was logged before) does not turn the head back.
+            if event.log_epoch != self._head[0] or event.log_sequence > self._head[1]:
+                self._head = (event.log_epoch, event.log_sequence)
+
+    def emit(self, event: DefectEvent) -> None:
+        """`publish` without a mask."""
+        self.publish(event)
+
+    def tick(self) -> None:
+        """Send the head if a second has passed since the last one; call it a few times per second.
+
+        Raises:
+            SinkError: the publisher is closed.
+        """
+        with self._lock:
+            self._take_subscriptions()
+            now_ns = self._clock.monotonic_ns()
+            if now_ns < self._head_due_ns:
+                return
+            self._head_due_ns = now_ns + round(HEAD_INTERVAL_S * 1e9)
+            epoch, sequence = self._head
+            self._send(wire.pack_head(wire.Head(wire.WIRE_VERSION, self._line, epoch, sequence)))
+
+    def close(self) -> None:
+        """Close the socket; what is under way is given half a second."""
+        with self._lock:
+            self._closed = True
+            self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _send(self, parts: list[Buffer]) -> None:
+        if self._closed:
+            raise SinkError(f"publisher of line {self._line} is closed")
+        try:
+            self._socket.send_multipart(parts, zmq.NOBLOCK)
+        except zmq.Again:
+            self.dropped += 1
+        except zmq.ZMQError as error:
+            raise SinkError(f"publisher {self._address}: {error.strerror}") from None
+
+    def _take_subscriptions(self) -> None:
+        # Unread subscription messages would pile up inside the socket.
+        while not self._closed and self._socket.poll(0, zmq.POLLIN):
+            message = self._socket.recv(zmq.NOBLOCK)
+            if message[:1] == b"\x01":
+                self.topics += 1
+            elif message[:1] == b"\x00":
+                self.topics -= 1
