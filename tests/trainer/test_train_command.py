@@ -1,0 +1,173 @@
+"""`kizu train` from the command line's side: what it writes, what it refuses, and what Ctrl-C leaves behind."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner, Result
+
+import trainer.export
+import trainer.loop
+from edge.bundle import check_golden, open_bundle
+from edge.engines.registry import open_engine
+from edge.errors import BundleError, CommandError, DataError, ParityError, TrainingError
+from edge.images import encode_png
+from trainer.checkpoint import module_tensors, save_checkpoint
+from trainer.config import Schedule
+from trainer.methods.student_teacher import DeployedStudentTeacher
+from trainer.patch_nets import PatchNetSpec, build_patch_net
+from trainer.train_command import INTERRUPTED, checkpoint_path, train
+
+TINY = PatchNetSpec(patch=33, widths=(4, 4, 4), descriptor_dim=4)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with good/ (16 photographs) and teacher.safetensors."""
+    (tmp_path / "good").mkdir()
+    for number in range(16):
+        pixels = np.random.default_rng(number).integers(0, 256, (64, 64), np.uint8)
+        (tmp_path / "good" / f"{number:02}.png").write_bytes(encode_png(pixels))
+    tensors = module_tensors("net", build_patch_net(TINY, 9))
+    tensors |= {"decoder.weight": torch.zeros(1, 4), "decoder.bias": torch.zeros(1)}
+    save_checkpoint(tmp_path / "teacher.safetensors", tensors, {"kind": "teacher", "spec": TINY.to_json()})
+    return tmp_path
+
+
+def run(place: Path, *extra: str, steps: int | None = 6) -> Result:
+    app = typer.Typer()
+    app.command()(train)
+    options = [
+        "student-teacher", "--data", str(place / "good"), "--out", str(place / "bundle"), "--size", "64",
+        "--teacher", str(place / "teacher.safetensors"), *([] if steps is None else ["--steps", str(steps)]), *extra,
+    ]  # fmt: skip
+    return CliRunner().invoke(app, options)
+
+
+def test_a_folder_of_good_images_becomes_a_bundle_that_passes_its_own_golden_frames(place: Path) -> None:
+    """The whole way, on a model so small that it takes a second."""
+    result = run(place)
+
+    bundle = open_bundle(place / "bundle")
+    assert result.exit_code == 0, result.output
+    assert not checkpoint_path(place / "bundle").exists()
+    assert (bundle.manifest.preset, bundle.manifest.input.channels) == ("line", 1)
+    assert (bundle.calibration.certified, bundle.calibration.statistics_shared) == (False, True)
+    assert bundle.provenance["training"]["schedule"]["steps"] == bundle.provenance["training"]["steps"] == 6
+    with open_engine(bundle, backend="onnxruntime") as engine:
+        assert check_golden(bundle, engine).ok
+
+
+def test_the_same_command_gives_the_same_model(place: Path) -> None:
+    """Seed, data and teacher decide everything but the date."""
+    run(place)
+    first = (place / "bundle").rename(place / "first")
+    run(place)
+
+    assert open_bundle(first).model == open_bundle(place / "bundle").model
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal comes in the middle of a step; the resumed run ends as if it never came."""
+    run(place)
+    whole = (place / "bundle").rename(place / "whole")
+    rate_at, steps_seen = Schedule.rate_at, []
+
+    def interrupting(schedule: Schedule, step: int) -> float:
+        steps_seen.append(step)
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return rate_at(schedule, step)
+
+    monkeypatch.setattr(Schedule, "rate_at", interrupting)
+    stopped = run(place)
+    monkeypatch.undo()
+
+    assert (stopped.exit_code, steps_seen[-1]) == (INTERRUPTED, 2)
+    assert "--resume" in stopped.output and not (place / "bundle").exists()
+    assert isinstance(run(place).exception, CommandError), "a second start without --resume would lose the first"
+    resumed = run(place, "--resume")
+    assert resumed.exit_code == 0 and "going on at step 3 of 6" in resumed.output
+    assert open_bundle(whole).model == open_bundle(place / "bundle").model
+
+
+def test_a_resumed_minutes_run_keeps_its_plan(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of steps was fixed when the run began, however fast the machine is now."""
+    rate_at = Schedule.rate_at
+
+    def interrupting(schedule: Schedule, step: int) -> float:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return rate_at(schedule, step)
+
+    monkeypatch.setattr(trainer.loop, "plan_steps", lambda method, frames, schedule, **_: replace(schedule, steps=9))
+    monkeypatch.setattr(Schedule, "rate_at", interrupting)
+    assert run(place, "--minutes", "1", steps=None).exit_code == INTERRUPTED
+    monkeypatch.undo()
+
+    assert run(place, "--minutes", "1", "--resume", steps=None).exit_code == 0
+    assert open_bundle(place / "bundle").provenance["training"]["steps"] == 9
+
+
+def test_bad_files_are_refused_by_name_or_skipped_and_recorded(place: Path) -> None:
+    """One broken photograph among good ones."""
+    (place / "good" / "99.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+
+    refused = run(place)
+    skipped = run(place, "--skip-bad-images")
+
+    assert isinstance(refused.exception, DataError) and "99.png" in str(refused.exception)
+    assert skipped.exit_code == 0 and "skipped 99.png" in skipped.output
+    assert open_bundle(place / "bundle").provenance["data"]["skipped"][0].startswith("99.png")
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--steps", "6", "--minutes", "1"], CommandError),
+        (["--aspect", "crop"], CommandError),
+        (["--device", "tpu"], CommandError),
+        (["--preset", "lime"], CommandError),
+        (["--holdout", "0.9"], DataError),
+        (["--teacher", "nobody"], TrainingError),
+    ],
+)
+def test_wrong_options_are_refused_before_any_work(place: Path, options: list[str], error: type[Exception]) -> None:
+    """Nothing is written, neither a bundle nor a checkpoint."""
+    result = run(place, *options)
+
+    assert isinstance(result.exception, error)
+    assert {path.name for path in place.iterdir()} == {"good", "teacher.safetensors"}
+
+
+def test_an_existing_bundle_is_refused_before_training(place: Path) -> None:
+    """Not after ten minutes of it."""
+    (place / "bundle").mkdir()
+
+    assert isinstance(run(place).exception, CommandError | BundleError)
+
+
+def test_a_failed_parity_keeps_the_training(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted bug: the exported graph disagrees; no bundle, but --resume need not train again."""
+    to_onnx = trainer.export.to_onnx
+    monkeypatch.setattr(trainer.export, "to_onnx", lambda net, spec: to_onnx(_brighter(net), spec))
+    failed = run(place)
+    monkeypatch.undo()
+
+    assert isinstance(failed.exception, ParityError) and not (place / "bundle").exists()
+    assert checkpoint_path(place / "bundle").exists()
+    assert run(place, "--resume").exit_code == 0
+
+
+def _brighter(net: DeployedStudentTeacher) -> DeployedStudentTeacher:
+    wrong = copy.deepcopy(net)
+    wrong.shift += 0.1
+    return wrong

@@ -1,0 +1,78 @@
+"""Method: what the training loop and the exporter need from a paper's method, with the shapes.
+
+Owns the seam only.  Each implementation is one file in ``methods``; ``loop`` drives it, ``export`` deploys it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edge.bundle import MapGeometry
+
+Frames = NDArray[np.uint8]
+"""Prepared images (n, h, w, C) uint8, C = 1 gray or 3 RGB, exactly what the runtime feeds the graph."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Images of one step: ``frames`` (B, h, w, C) uint8; ``index`` (B,) their places among those given to ``prepare``.
+
+    ``index`` is None for images outside the training set; a method must not look those up in anything it cached.
+    """
+
+    frames: Tensor
+    index: NDArray[np.int64] | None = None
+
+
+class Method(Protocol):
+    """One way to learn what good parts look like.
+
+    The order of calls is ``prepare`` (once), ``loss`` (every step), ``fit_statistics`` (once, after training),
+    ``deployed``.  Everything except ``trainable`` must follow from the constructor's arguments and ``prepare``, so that
+    a resumed run restores ``trainable`` and nothing else.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def trainable(self) -> nn.Module:
+        """The parameters that the loop updates, checkpoints and restores."""
+        ...
+
+    def prepare(self, frames: Frames) -> None:
+        """Compute what is fixed during training from the training images (n, h, w, C); deterministic.
+
+        Raises:
+            DataError: the images cannot teach anything (all constant).
+        """
+        ...
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The scalar that training minimizes, with its gradient toward ``trainable``."""
+        ...
+
+    def fit_statistics(self, frames: Frames) -> None:
+        """Fit the score normalization on held-out good images (n, h, w, C), after training.
+
+        Raises:
+            TrainingError: the scores do not vary, so nothing can be normalized.
+        """
+        ...
+
+    def deployed(self, channels: int) -> nn.Module:
+        """The graph contract as a module: uint8 (N, h, w, channels) -> float32 maps (N, h', w'), scores (N,)."""
+        ...
+
+    def map_geometry(self, height_px: int, width_px: int) -> MapGeometry:
+        """Where the cells of the deployed map lie for an input of this size."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-ready facts for provenance: teacher digest, fitted statistics."""
+        ...
