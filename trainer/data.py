@@ -6,7 +6,6 @@ resizing to ``edge.stages.preprocess``, so that training and inspection cannot d
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 import tempfile
@@ -19,6 +18,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from calib.dataset import data_sha256, file_sha256
 from edge.bundle import InputSpec
 from edge.errors import DataError, ImageRefused
 from edge.images import IMAGE_SUFFIXES, read_image
@@ -28,7 +28,7 @@ from trainer.method import Frames
 MIN_HELD_OUT = 6
 MIN_TRAINING = 8
 DISJOINT_FROM = 40
-"""Held-out images from which map statistics and threshold come from disjoint halves (design, section 2)."""
+"""Held-out images from which map statistics and threshold come from disjoint halves."""
 
 RAM_LIMIT_BYTES = 2 << 30
 """Prepared images beyond this live in an unnamed temporary file that the system pages in as needed."""
@@ -105,7 +105,7 @@ def load_training_set(data: Path, *, size_px: int, aspect: Literal["stretch", "k
             bad.append(BadFile(path.name, str(error).removeprefix(f"{path}: ")))
             continue
         names.append(path.name)
-        digests.append(_file_sha256(path))
+        digests.append(file_sha256(path))
     if bad and not skip_bad:
         raise DataError(_bad_files_message(folder, bad, len(paths)))
     if not names:
@@ -113,12 +113,14 @@ def load_training_set(data: Path, *, size_px: int, aspect: Literal["stretch", "k
             f"{folder}: no usable image among {len(paths)} entries; expected good parts as "
             f"{', '.join(sorted(IMAGE_SUFFIXES))} there, or in {data}/train/good"
         )
-    return TrainingSet(folder, store.frames(), tuple(names), tuple(digests), _set_sha256(names, digests), tuple(bad))
+    return TrainingSet(
+        folder, store.frames(), tuple(names), tuple(digests), data_sha256(zip(names, digests, strict=True)), tuple(bad)
+    )
 
 
 def digest_of(found: TrainingSet, places: NDArray[np.int64]) -> str:
     """SHA-256 over the names and file digests of the images at ``places``."""
-    return _set_sha256([found.names[i] for i in places], [found.file_sha256[i] for i in places])
+    return data_sha256((found.names[i], found.file_sha256[i]) for i in places)
 
 
 def find_good_folder(data: Path) -> Path:
@@ -257,16 +259,6 @@ def _room(shape: tuple[int, ...]) -> Frames:
     if math.prod(shape) <= RAM_LIMIT_BYTES:
         return np.empty(shape, np.uint8)
     return np.memmap(tempfile.TemporaryFile(), np.uint8, "w+", shape=shape)
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _set_sha256(names: Sequence[str], digests: Sequence[str]) -> str:
-    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(zip(names, digests, strict=True)))
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def _bad_files_message(folder: Path, bad: Sequence[BadFile], count: int) -> str:

@@ -248,6 +248,9 @@ def _provenance(job: _Job, schedule: Schedule, outcome: Outcome) -> dict[str, An
             "threshold": [found.names[place] for place in split.threshold],
             "skipped": [f"{bad.name}: {bad.problem}" for bad in found.skipped],
         },
+        # `kizu calibrate` refuses these images and `kizu evaluate` points them out, by what is in the file.
+        "training_files": sorted(found.file_sha256[place] for place in split.train),
+        "held_out_files": sorted({found.file_sha256[place] for place in [*split.statistics, *split.threshold]}),
         "method": job.learner.describe(),
         "training": {
             "schedule": asdict(schedule),

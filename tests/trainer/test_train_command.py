@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 import trainer.export
 import trainer.loop
+from calib.dataset import file_sha256
 from edge.bundle import check_golden, open_bundle
 from edge.engines.registry import open_engine
 from edge.errors import BundleError, CommandError, DataError, ParityError, TrainingError
@@ -64,6 +65,15 @@ def test_a_folder_of_good_images_becomes_a_bundle_that_passes_its_own_golden_fra
     assert bundle.provenance["training"]["schedule"]["steps"] == bundle.provenance["training"]["steps"] == 6
     with open_engine(bundle, backend="onnxruntime") as engine:
         assert check_golden(bundle, engine).ok
+
+
+def test_the_bundle_names_every_image_it_has_seen_by_digest(place: Path) -> None:
+    """Calibration refuses those images: a certificate from parts the model learned from would be worth nothing."""
+    run(place)
+
+    provenance = open_bundle(place / "bundle").provenance
+    stored = sorted(file_sha256(path) for path in (place / "good").iterdir())
+    assert sorted(provenance["training_files"] + provenance["held_out_files"]) == stored
 
 
 def test_the_same_command_gives_the_same_model(place: Path) -> None:
