@@ -53,14 +53,16 @@ REPORT_FOLDER = "report/"
 
 _MIB = 1 << 20
 MAX_MANIFEST_BYTES = _MIB
-MAX_FILE_BYTES: Final[Mapping[str, int]] = MappingProxyType({
-    MODEL: 512 * _MIB,
-    GOLDEN_FRAMES: 256 * _MIB,
-    GOLDEN_MAPS: 256 * _MIB,
-    GOLDEN_SCORES: _MIB,
-    CALIBRATION: 64 * _MIB,
-    PROVENANCE: 64 * _MIB,
-})
+MAX_FILE_BYTES: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        MODEL: 512 * _MIB,
+        GOLDEN_FRAMES: 256 * _MIB,
+        GOLDEN_MAPS: 256 * _MIB,
+        GOLDEN_SCORES: _MIB,
+        CALIBRATION: 64 * _MIB,
+        PROVENANCE: 64 * _MIB,
+    }
+)
 """The files that every bundle has, with the most bytes that are read of each."""
 MAX_REPORT_BYTES = 64 * _MIB
 

@@ -17,16 +17,18 @@ from edge.errors import BundleError
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 # {message: {field number: message it holds}}, every way from the model to a TensorProto.
-_CHILDREN: Final[Mapping[str, Mapping[int, str]]] = MappingProxyType({
-    "model": {7: "graph", 20: "training", 25: "function"},
-    "training": {1: "graph", 2: "graph"},
-    "function": {7: "node", 11: "attribute"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
-    "sparse": {1: "tensor", 2: "tensor"},
-    "tensor": {},
-})
+_CHILDREN: Final[Mapping[str, Mapping[int, str]]] = MappingProxyType(
+    {
+        "model": {7: "graph", 20: "training", 25: "function"},
+        "training": {1: "graph", 2: "graph"},
+        "function": {7: "node", 11: "attribute"},
+        "graph": {1: "node", 5: "tensor", 15: "sparse"},
+        "node": {5: "attribute"},
+        "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+        "sparse": {1: "tensor", 2: "tensor"},
+        "tensor": {},
+    }
+)
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # fields of TensorProto; location 1 is EXTERNAL
 _MAX_DEPTH = 64
 

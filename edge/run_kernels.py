@@ -180,9 +180,7 @@ def measure_regions(
         grouped[place, 0], grouped[place, 1], grouped[place, 2] = runs[run, 0], runs[run, 1], runs[run, 2]
 
 
-@_compiled(
-    types.void(_SCORES, _INDICES, _VECTOR32, _INDICES, _VECTOR32, types.float32[:, ::1], types.float32[:, ::1])
-)
+@_compiled(types.void(_SCORES, _INDICES, _VECTOR32, _INDICES, _VECTOR32, types.float32[:, ::1], types.float32[:, ::1]))
 def interpolate(
     scores: NDArray[np.float32],
     cells_y: NDArray[np.int64],

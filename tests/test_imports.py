@@ -27,7 +27,7 @@ ORDER = [
     ("metrics",),
     ("sockets",),
     ("stages", "engines", "sources", "sinks"),
-    ("compile", "client", "sender", "pipeline", "health"),
+    ("compile", "client", "sender", "inference", "pipeline", "health"),
     ("daemon", "console", "demo"),
     ("cli", "commands"),
 ]
@@ -38,6 +38,7 @@ SAME_RANK_ALLOWED = {
     ("demo", "daemon"),
     ("commands", "cli"),
     ("pipeline", "health"),
+    ("pipeline", "inference"),
 }
 HEAVY = ("torch", "tensorrt", "tensorrt_rtx", "pycuda", "openvino", "onnxruntime", "onnx")
 BACKENDS = {"edge.engines.openvino": "openvino", "edge.engines.onnxruntime": "onnxruntime"}

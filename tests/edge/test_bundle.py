@@ -91,8 +91,12 @@ def test_control_without_the_digest_check_the_changed_byte_would_pass(
     """The test above has teeth: with hashing broken, the same damage is accepted."""
     text = (copy / "calibration.json").read_bytes()
     (copy / "calibration.json").write_bytes(text.replace(b'"threshold": 2', b'"threshold": 9'))
-    digests = iter([entry["sha256"] for _, entry in sorted(msgspec.json.decode(
-        (copy / "bundle.json").read_bytes())["files"].items())])
+    digests = iter(
+        [
+            entry["sha256"]
+            for _, entry in sorted(msgspec.json.decode((copy / "bundle.json").read_bytes())["files"].items())
+        ]
+    )
     monkeypatch.setattr(edge.bundle, "sha256_hex", lambda data: next(digests, ""))
 
     assert open_bundle(copy).calibration.threshold == 9.0
@@ -215,8 +219,15 @@ def test_an_array_file_is_never_unpickled_and_its_header_never_believed() -> Non
     f32 = np.dtype("<f4")
     good = array_bytes(np.zeros((2, 3), np.float32))
     huge = good.replace(b"(2, 3)", b"(2, 4)")
-    cases = [huge, good[:-1], good + b"\0", b"PK\x03\x04", b"", good[:6] + b"\x03\x00" + good[8:],
-             good.replace(b"'<f4'", b"'|O' ")]
+    cases = [
+        huge,
+        good[:-1],
+        good + b"\0",
+        b"PK\x03\x04",
+        b"",
+        good[:6] + b"\x03\x00" + good[8:],
+        good.replace(b"'<f4'", b"'|O' "),
+    ]
 
     parsed = parse_array(good, f32, (None, 3), "x.npy")
     assert parsed.shape == (2, 3) and not parsed.flags.writeable
@@ -251,6 +262,7 @@ def test_a_write_that_fails_leaves_nothing(
     make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk in the middle: no half bundle under the name, no rest beside it."""
+
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""From good photographs to defect events: every command of the chain as a user types it, each in a process of its own."""
+"""From good photographs to defect events: every command as a user types it, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def test_a_line_trained_on_good_photographs_finds_the_flawed_ones(
         "left": [image["score"] for path, image in sorted(images.items()) if path.parent.name == "good"],
         "right": [image["score"] for path, image in sorted(images.items()) if path.parent.name == "color"],
     }
-    sent = Counter({("left", sequence): 1 for sequence in range(4)} | {("right", sequence): 1 for sequence in range(11)})
+    sent = Counter(
+        {("left", sequence): 1 for sequence in range(4)} | {("right", sequence): 1 for sequence in range(11)}
+    )
     assert Counter((event.camera, event.frame_sequence) for event in events) == sent
     assert subscriber.lost == 0
     for event in events:

@@ -1,0 +1,291 @@
+"""EdgeConfig: what one line's daemon is told, decoded strictly from TOML. Owns every key, its unit and its limits.
+
+Says nothing about whether a bundle or an address can be used; that is found out by whoever opens it.
+`deploy/line.example.toml` shows every key; `docs/configuration.md` explains them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from edge.errors import ConfigError
+
+MAX_CONFIG_BYTES: Final = 1024 * 1024
+
+Name = Annotated[str, Meta(pattern=r"\A[a-z0-9_-]{1,64}\Z")]
+_Text = Annotated[str, Meta(min_length=1)]
+_Count = Annotated[int, Meta(ge=1)]
+_Pixels = Annotated[int, Meta(ge=0, le=65_535)]
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of the file: frozen, and a key that is not declared is an error."""
+
+
+class EngineConfig(_Section, frozen=True):
+    """[engine]: which backend runs the graph, where, and on how many streams side by side."""
+
+    backend: Literal["openvino", "onnxruntime", "fake"] = "openvino"
+    device: _Text = "cpu"
+    streams: Annotated[int, Meta(ge=1, le=64)] = 2
+
+
+class CameraConfig(_Section, frozen=True):
+    """[[cameras]]: an admitted camera; `roi_xywh` is the inspected part of its frame, in pixels, None for all."""
+
+    name: Name
+    roi_xywh: tuple[_Pixels, _Pixels, Annotated[int, Meta(ge=1, le=65_535)], Annotated[int, Meta(ge=1, le=65_535)]] | (
+        None
+    ) = None
+
+
+class MetricsConfig(_Section, frozen=True):
+    """[metrics]: where Prometheus finds the daemon; port 0 lets the system choose."""
+
+    host: _Text = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 9464
+
+
+class LogConfig(_Section, frozen=True):
+    """[log]: the event log's SQLite file."""
+
+    path: _Text
+
+
+class BatchingConfig(_Section, frozen=True):
+    """[batching]: a batch goes to the engine when it holds `max_batch` frames or its first has waited `max_wait_ms`."""
+
+    max_batch: _Count = 4
+    max_wait_ms: Annotated[float, Meta(ge=0, le=10_000)] = 2.0
+
+
+class SegmentConfig(_Section, frozen=True):
+    """[segment]: `min_area_px` is the smallest region that is reported, in frame pixels; None takes the bundle's."""
+
+    min_area_px: _Count | None = None
+
+
+class LimitsConfig(_Section, frozen=True):
+    """[limits]: the largest picture that is looked at; what is larger becomes INCONCLUSIVE(unreadable)."""
+
+    max_pixels: Annotated[int, Meta(ge=1, le=64 * 1024 * 1024)] = 64 * 1024 * 1024
+    max_payload_bytes: Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)] = 64 * 1024 * 1024
+
+
+class EdgeConfig(_Section, frozen=True):
+    """One line: its name, its bundle, its cameras and its addresses.
+
+    `window` is how many frames each camera may have without a verdict. `plain_off_host` admits addresses outside this
+    host, without encryption. `bundle` and `log.path` are absolute after `load_config`.
+    """
+
+    line: Name
+    bundle: _Text
+    frames_address: _Text
+    events_address: _Text
+    cameras: Annotated[tuple[CameraConfig, ...], Meta(min_length=1, max_length=64)]
+    log: LogConfig
+    window: Annotated[int, Meta(ge=1, le=256)] = 8
+    plain_off_host: bool = False
+    engine: EngineConfig = EngineConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    batching: BatchingConfig = BatchingConfig()
+    segment: SegmentConfig = SegmentConfig()
+    limits: LimitsConfig = LimitsConfig()
+
+
+def load_config(path: Path | str) -> EdgeConfig:
+    """Read and check the file at `path`; relative paths in it are relative to its folder.
+
+    Raises:
+        ConfigError: names file, line and key, what was given, what was expected and what to do.
+    """
+    path = Path(path)
+    text = _read(path)
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: this is not TOML: {error}; correct that line") from None
+    try:
+        config = msgspec.convert(tables, EdgeConfig)
+    except msgspec.ValidationError as error:
+        raise _explained(error, path, text) from None
+    _require_distinct_cameras(config, path, text)
+    folder = path.absolute().parent
+    return msgspec.structs.replace(
+        config,
+        bundle=str(folder / config.bundle),
+        log=LogConfig(path=str(folder / config.log.path)),
+    )
+
+
+def keys() -> frozenset[str]:
+    """Every key that a file may hold, with dots: `line`, `engine.streams`, `cameras.name`."""
+    nested = {f"{table}.{name}" for table, section in _TABLES.items() for name in section.__struct_fields__}
+    return frozenset(nested | (set(EdgeConfig.__struct_fields__) - _TABLES.keys()))
+
+
+_TABLES: Final[dict[str, type[_Section]]] = {
+    "batching": BatchingConfig,
+    "cameras": CameraConfig,
+    "engine": EngineConfig,
+    "limits": LimitsConfig,
+    "log": LogConfig,
+    "metrics": MetricsConfig,
+    "segment": SegmentConfig,
+}
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"configuration {path}: {error.strerror}; start from a copy of deploy/line.example.toml"
+        ) from None
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"configuration {path} is larger than {MAX_CONFIG_BYTES} bytes; is it the right file?")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"configuration {path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+
+
+def _require_distinct_cameras(config: EdgeConfig, path: Path, text: str) -> None:
+    seen: set[str] = set()
+    for index, camera in enumerate(config.cameras):
+        if camera.name in seen:
+            where = _line_of(text, ["cameras", index, "name"])
+            raise ConfigError(
+                f"{path}:{where}: cameras.name {camera.name!r} is given twice; give each camera its own name"
+            )
+        seen.add(camera.name)
+
+
+# --- explaining a refusal ---------------------------------------------------------------------------------------------
+
+_AT = re.compile(r" - at `\$(?P<path>[^`]*)`$")
+_STEP = re.compile(r"\.(?P<key>[A-Za-z0-9_]+)|\[(?P<index>\d+|\.\.\.)\]")
+_QUOTED = re.compile(r"field `(?P<name>[^`]*)`")
+
+
+def _explained(error: msgspec.ValidationError, path: Path, text: str) -> ConfigError:
+    """msgspec's message with its JSON path turned into file, line and key, and the next step added."""
+    message = str(error)
+    found = _AT.search(message)
+    steps = _steps(found["path"]) if found else []
+    what = message[: found.start()] if found else message
+    named = _QUOTED.search(what)
+    if "unknown field" in what and named:
+        steps = [*steps, named["name"]]
+        what = f"unknown key; {_suggestion(steps)}"
+    elif "missing required field" in what and named:
+        key = _dotted([*steps, named["name"]])
+        return ConfigError(f"{path}:{_line_of(text, steps)}: {key} is missing; {_next_step(key)}")
+    else:
+        what = f"{what[:1].lower()}{what[1:]}; {_next_step(_dotted(steps))}"
+    return ConfigError(f"{path}:{_line_of(text, steps)}: {_dotted(steps)}: {what}")
+
+
+def _steps(path: str) -> list[str | int]:
+    steps: list[str | int] = []
+    for step in _STEP.finditer(path):
+        if step["key"]:
+            steps.append(step["key"])
+        elif step["index"].isdecimal():
+            steps.append(int(step["index"]))
+    return steps
+
+
+def _dotted(steps: list[str | int]) -> str:
+    return ".".join(step if isinstance(step, str) else f"{step}" for step in steps) or "the file"
+
+
+def _pattern(steps: list[str | int]) -> str:
+    """The key as `keys()` spells it: without indices."""
+    return ".".join(step for step in steps if isinstance(step, str))
+
+
+def _suggestion(steps: list[str | int]) -> str:
+    key, known = _pattern(steps), sorted(keys())
+    section = key.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == section]
+    near = difflib.get_close_matches(key, siblings, 1, 0.7) or difflib.get_close_matches(key, known, 1, 0.7)
+    if near:
+        return (
+            f"did you mean {near[0].rpartition('.')[2] if near[0] in siblings else near[0]}? {_unit(near[0])}".rstrip()
+        )
+    return f"known here: {', '.join(name.rpartition('.')[2] for name in siblings) or 'no key'}; remove it"
+
+
+_UNITS: Final = {
+    "_ms": "milliseconds",
+    "_px": "pixels",
+    "_bytes": "bytes",
+    "_xywh": "[x, y, width, height] in pixels",
+    "_pixels": "pixels",
+}
+
+
+def _unit(key: str) -> str:
+    for suffix, unit in _UNITS.items():
+        if key.endswith(suffix):
+            return f"(in {unit})" if not unit.startswith("[") else f"({unit})"
+    return ""
+
+
+def _next_step(key: str) -> str:
+    leaf = re.sub(r"\.\d+", "", key)
+    unit = _unit(leaf)
+    if leaf.endswith("name") or leaf == "line":
+        return "a name has 1 to 64 of a-z, 0-9, _ and -"
+    example = "deploy/line.example.toml shows every key"
+    if unit.startswith("(in"):
+        return f"write a plain number {unit}: the unit is part of the key; {example}"
+    return f"write {unit.strip('()')}; {example}" if unit else example
+
+
+_TABLE = re.compile(r"\s*\[(?P<name>[^\[\]]+)\]\s*(?:#.*)?")
+_ARRAY = re.compile(r"\s*\[\[(?P<name>[^\[\]]+)\]\]\s*(?:#.*)?")
+_KEY = re.compile(r"\s*(?P<name>[A-Za-z0-9_\"'.-]+)\s*=")
+
+
+def _line_of(text: str, steps: list[str | int]) -> int:
+    """The line on which the key at `steps` stands, or the nearest table around it; 1 when the file has neither."""
+    places = _places(text)
+    while steps:
+        if tuple(steps) in places:
+            return places[tuple(steps)]
+        steps = steps[:-1]
+    return 1
+
+
+def _places(text: str) -> dict[tuple[str | int, ...], int]:
+    """Line numbers of every table and key; keys inside inline tables are not told apart from their table."""
+    places: dict[tuple[str | int, ...], int] = {}
+    counts: dict[str, int] = {}
+    table: tuple[str | int, ...] = ()
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := _ARRAY.fullmatch(line):
+            name = header["name"].strip()
+            table = (name, counts.get(name, 0))
+            counts[name] = counts.get(name, 0) + 1
+        elif header := _TABLE.fullmatch(line):
+            table = tuple(part.strip().strip("\"'") for part in header["name"].split("."))
+        elif key := _KEY.match(line):
+            inner = tuple(part.strip("\"'") for part in key["name"].split("."))
+            places.setdefault((*table, *inner), number)
+            continue
+        else:
+            continue
+        places.setdefault(table, number)
+        places.setdefault(table[:1], number)
+    return places

@@ -1,0 +1,256 @@
+"""Every Prometheus series of the daemon, declared once on a registry that is passed in.
+
+Owns names, labels, buckets and the endpoint; the pipeline says what happened. Children exist from the start for every
+camera, decision and reason, so that an alert sees a zero and not an absence. The frame account (received = accepted +
+rejected + inconclusive + in flight) is read under one lock, so it holds in every scrape.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter as Tally
+from collections.abc import Collection, Iterable, Iterator
+from types import TracebackType
+from typing import Final, Self
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from edge.errors import ConfigError
+from edge.events import DefectEvent
+from edge.protocols import Clock
+from edge.types import Decision, Reason
+from edge.wire import REFUSALS
+
+FrameKey = tuple[str, int, int]
+
+STAGES: Final = ("preprocess", "engine", "segment", "commit", "total")
+"""Stage labels: `engine` is a batch's submission to answer, `commit` verdict to durable, `total` all of it."""
+
+QUEUES: Final = ("inference", "verdict", "log")
+STATES: Final = ("starting", "ready", "degraded", "stalled", "stopping")
+
+VERDICTS: Final = (
+    (Decision.ACCEPT.value, Reason.SCORE.value),
+    (Decision.REJECT.value, Reason.SCORE.value),
+    *((Decision.INCONCLUSIVE.value, reason.value) for reason in Reason if reason is not Reason.SCORE),
+)
+"""Every (decision, reason) that a verdict can have."""
+
+_BUCKETS_S: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class FrameAccount(Collector):
+    """The one count of frames: received, judged, in flight, by camera; consistent at every moment.
+
+    Thread-safe. `camera` names beyond those given at start are counted as they come.
+    """
+
+    def __init__(self, cameras: Collection[str], clock: Clock) -> None:
+        self._lock = threading.Lock()
+        self._clock = clock
+        self._received: Tally[str] = Tally(dict.fromkeys(cameras, 0))
+        self._verdicts: Tally[tuple[str, str, str]] = Tally({(c, *verdict): 0 for c in cameras for verdict in VERDICTS})
+        self._in_flight: dict[FrameKey, None] = {}
+        start_ns = clock.monotonic_ns()
+        self._last_ns = dict.fromkeys(cameras, start_ns)
+        self._progress_ns = start_ns
+
+    def receive(self, key: FrameKey) -> bool:
+        """Count a frame that needs a verdict; False, and not counted, when it is in flight already."""
+        now_ns = self._clock.monotonic_ns()
+        with self._lock:
+            if key in self._in_flight:
+                return False
+            if not self._in_flight:
+                self._progress_ns = now_ns
+            self._in_flight[key] = None
+            self._received[key[0]] += 1
+            self._last_ns[key[0]] = now_ns
+            return True
+
+    def judge(self, event: DefectEvent) -> None:
+        """Count a durable verdict."""
+        now_ns = self._clock.monotonic_ns()
+        with self._lock:
+            self._in_flight.pop((event.camera, event.camera_epoch, event.frame_sequence), None)
+            self._verdicts[event.camera, event.decision, event.reason] += 1
+            self._progress_ns = now_ns
+
+    @property
+    def in_flight(self) -> int:
+        """Frames received whose verdict is not durable yet."""
+        return len(self._in_flight)
+
+    @property
+    def judged(self) -> int:
+        """Durable verdicts so far."""
+        with self._lock:
+            return self._verdicts.total()
+
+    @property
+    def progress_ns(self) -> int:
+        """Monotonic time of the last durable verdict, or of the first frame that waits since then."""
+        with self._lock:
+            return self._progress_ns
+
+    def collect(self) -> Iterator[Metric]:
+        """One consistent reading of all frame series."""
+        now_ns = self._clock.monotonic_ns()
+        with self._lock:
+            received, verdicts, last_ns = dict(self._received), dict(self._verdicts), dict(self._last_ns)
+            waiting = Tally(camera for camera, _, _ in self._in_flight)
+        yield _counter("kizu_frames_received", "Frames that need a verdict.", ["camera"], received.items())
+        yield _counter(
+            "kizu_verdicts",
+            "Durable verdicts; with kizu_frames_in_flight they add up to kizu_frames_received_total.",
+            ["camera", "decision", "reason"],
+            verdicts.items(),
+        )
+        flight = GaugeMetricFamily(
+            "kizu_frames_in_flight", "Frames received, verdict not durable yet.", labels=["camera"]
+        )
+        age = GaugeMetricFamily(
+            "kizu_last_frame_age_seconds",
+            "Seconds since the camera's last frame, or since the start.",
+            labels=["camera"],
+        )
+        for camera in received:
+            flight.add_metric([camera], waiting[camera])
+            age.add_metric([camera], (now_ns - last_ns[camera]) / 1e9)
+        yield flight
+        yield age
+
+
+def _counter(
+    name: str, text: str, labels: list[str], counts: Iterable[tuple[str | tuple[str, ...], int]]
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for key, count in counts:
+        family.add_metric([key] if isinstance(key, str) else list(key), count)
+    return family
+
+
+class Metrics:
+    """All series, on `registry`; `cameras` are the configured names."""
+
+    def __init__(self, registry: CollectorRegistry, cameras: Collection[str], clock: Clock) -> None:
+        self.frames = FrameAccount(cameras, clock)
+        registry.register(self.frames)
+        self._refused = Counter(
+            "kizu_messages_refused", "Messages refused without a verdict, by reason.", ["reason"], registry=registry
+        )
+        self._duplicates = Counter(
+            "kizu_frames_duplicate",
+            "Frames that came again; acknowledged, never judged twice.",
+            ["camera"],
+            registry=registry,
+        )
+        self._stage = Histogram(
+            "kizu_stage_seconds",
+            "Time of a frame or batch in a stage.",
+            ["stage"],
+            buckets=_BUCKETS_S,
+            registry=registry,
+        )
+        self._depth = Gauge("kizu_queue_depth", "Items that wait before a stage.", ["queue"], registry=registry)
+        self.queue_capacity = Gauge(
+            "kizu_queue_capacity",
+            "Frames admitted at once; cameras wait beyond it, nothing is dropped.",
+            registry=registry,
+        )
+        self._state = Gauge("kizu_state", "1 for the daemon's present state.", ["state"], registry=registry)
+        self._engine = Gauge(
+            "kizu_engine_info", "Always 1; what runs the graph.", ["backend", "version", "device"], registry=registry
+        )
+        self._model = Gauge(
+            "kizu_model_info",
+            "Always 1; the bundle.",
+            ["model_id", "name", "method", "preset", "certified"],
+            registry=registry,
+        )
+        self.engine_failures = Counter("kizu_engine_failures", "Batches that the engine failed.", registry=registry)
+        self.engine_reopens = Counter("kizu_engine_reopens", "Times the engine was opened again.", registry=registry)
+        self.publish_drops = Counter(
+            "kizu_events_unpublished", "Logged events that the publisher's socket refused.", registry=registry
+        )
+        self._crashes = Counter(
+            "kizu_thread_crashes", "Threads that ended by an unforeseen error.", ["thread"], registry=registry
+        )
+        self._refusals = {reason: self._refused.labels(reason) for reason in REFUSALS}
+        self._stages = {stage: self._stage.labels(stage) for stage in STAGES}
+        for camera in cameras:
+            self._duplicates.labels(camera)
+        for queue in QUEUES:
+            self._depth.labels(queue)
+        self.set_state("starting")
+
+    def refuse(self, reason: str) -> None:
+        """Count a message refused without a verdict."""
+        self._refusals[reason].inc()
+
+    def duplicate(self, camera: str) -> None:
+        """Count a frame that came again."""
+        self._duplicates.labels(camera).inc()
+
+    def observe(self, stage: str, elapsed_ns: int) -> None:
+        """Note how long one of STAGES took."""
+        self._stages[stage].observe(elapsed_ns / 1e9)
+
+    def crash(self, thread: str) -> None:
+        """Count a thread that ended by an unforeseen error."""
+        self._crashes.labels(thread).inc()
+
+    def set_depth(self, queue: str, depth: int) -> None:
+        """Note how many items wait in one of QUEUES."""
+        self._depth.labels(queue).set(depth)
+
+    def set_state(self, state: str) -> None:
+        """Set the daemon's one present state, of STATES."""
+        for name in STATES:
+            self._state.labels(name).set(name == state)
+
+    def set_engine(self, backend: str, version: str, device: str) -> None:
+        """Say what runs the graph."""
+        self._engine.labels(backend, version, device).set(1)
+
+    def set_model(self, model_id: str, name: str, method: str, preset: str, certified: bool) -> None:
+        """Say which bundle runs."""
+        self._model.labels(model_id, name, method, preset, str(certified).lower()).set(1)
+
+
+class MetricsServer:
+    """The HTTP endpoint `/metrics` in a thread of its own, until closed.
+
+    Raises:
+        ConfigError: the address is in use or not of this machine.
+    """
+
+    def __init__(self, registry: CollectorRegistry, host: str, port: int) -> None:
+        try:
+            self._server, self._thread = start_http_server(port, host, registry)
+        except OSError as error:
+            raise ConfigError(
+                f"metrics.port {port} on {host}: {error.strerror or error}; stop the other process or choose another "
+                "metrics.port (0 lets the system choose)"
+            ) from None
+
+    @property
+    def port(self) -> int:
+        """As bound."""
+        return int(self._server.server_port)
+
+    def close(self) -> None:
+        """Stop answering and free the port."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(2.0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

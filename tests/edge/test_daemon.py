@@ -1,0 +1,183 @@
+"""The composition root: what it refuses at the start, what it tells, and that it ends in order."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from edge import daemon
+from edge.bundle import Golden, ModelBundle
+from edge.config import EdgeConfig, load_config
+from edge.daemon import Ready, StopRequest
+from edge.demo.line import write_config
+from edge.errors import BundleError, ConfigError, KizuError, ParityError
+from edge.pipeline import Pipeline
+from edge.sender import CameraSender
+from edge.sinks.event_log import EventLog
+
+ROOT = Path(__file__).parents[2]
+FAKE = {"backend": "fake"}
+
+
+def config_of(folder: Path, bundle: ModelBundle, **changes: object) -> EdgeConfig:
+    return load_config(write_config(folder / "line.toml", bundle.path, ["cam"], **changes))
+
+
+def serve_in_thread(config: EdgeConfig, stop: StopRequest, during: Callable[[Ready], None]) -> None:
+    """Run the daemon in this thread, `during` beside it once it is ready, then stop it."""
+    helper: list[threading.Thread] = []
+
+    def on_ready(ready: Ready) -> None:
+        def work() -> None:
+            try:
+                during(ready)
+            finally:
+                stop.set()
+
+        helper.append(threading.Thread(target=work))
+        helper[0].start()
+
+    try:
+        daemon.serve(config, Path("line.toml"), stop, on_ready=on_ready)
+    finally:
+        for thread in helper:
+            thread.join(20)
+
+
+def test_a_line_is_served_until_it_is_told_to_stop(tmp_path: Path, tiny_bundle: ModelBundle) -> None:
+    """Ready means ready: the first frame is judged; afterwards everything is closed and the log complete."""
+    config = config_of(tmp_path, tiny_bundle, engine=FAKE)
+
+    def during(ready: Ready) -> None:
+        with CameraSender(ready.frames_address, "cam") as sender:
+            sender.send(np.full((64, 64), 128, np.uint8), encoding="raw", timeout_s=20)
+            assert sender.drain(20) == 0
+
+    serve_in_thread(config, StopRequest(), during)
+
+    log = EventLog(Path(config.log.path), daemon.SystemClock())
+    assert [event.decision for event, _ in log.read_since(0, 10)] == ["accept"]
+    log.close()
+
+
+def test_check_tells_what_would_run(tmp_path: Path, tiny_bundle: ModelBundle) -> None:
+    """`kizu run --check`: bundle, engine and golden frames, no port."""
+    found = daemon.check(config_of(tmp_path, tiny_bundle), Path("line.toml"))
+
+    assert found["model_id"] == tiny_bundle.model_id
+    assert found["backend"] == "openvino"
+    assert isinstance(found["golden_share_of_tolerance"], float) and found["golden_share_of_tolerance"] <= 1
+
+
+def test_a_device_that_answers_otherwise_than_the_golden_frames_is_refused(
+    tmp_path: Path, tiny_bundle: ModelBundle, make_bundle: Callable[..., ModelBundle]
+) -> None:
+    """Both at --check and at the start: another answer than the exporter's is another model."""
+    golden = Golden(tiny_bundle.golden.frames, tiny_bundle.golden.maps + 0.01, tiny_bundle.golden.scores)
+    config = config_of(tmp_path, make_bundle(tmp_path / "off", golden=golden))
+
+    with pytest.raises(ParityError, match="golden frames"):
+        daemon.check(config, Path("line.toml"))
+    with pytest.raises(ParityError, match="golden frames"):
+        daemon.serve(config, Path("line.toml"), StopRequest())
+
+
+def test_a_dry_run_never_certifies(
+    tmp_path: Path, tiny_bundle: ModelBundle, make_bundle: Callable[..., ModelBundle]
+) -> None:
+    """The fake engine's scores are not the model's, so the bundle's certificate does not cover them."""
+    calibration = msgspec.structs.replace(tiny_bundle.calibration, certified=True)
+    bundle = make_bundle(tmp_path / "certified", calibration=calibration)
+
+    real = daemon.make_stages(config_of(tmp_path, bundle), bundle, Path("line.toml"))
+    dry = daemon.make_stages(config_of(tmp_path, bundle, engine=FAKE), bundle, Path("line.toml"))
+
+    assert real.decide.calibration.certified
+    assert not dry.decide.calibration.certified
+
+
+def test_a_batch_larger_than_the_bundles_is_a_configuration_error(tmp_path: Path, tiny_bundle: ModelBundle) -> None:
+    """Names the key, the value and what is possible."""
+    config = config_of(tmp_path, tiny_bundle, batching={"max_batch": 5})
+
+    with pytest.raises(ConfigError, match=r"line.toml: batching.max_batch is 5, .*write 4 or less"):
+        daemon.make_stages(config, tiny_bundle, Path("line.toml"))
+
+
+def test_a_missing_bundle_names_the_configurations_key(tmp_path: Path, tiny_bundle: ModelBundle) -> None:
+    """The file's author is told which of its lines to correct."""
+    config = msgspec.structs.replace(config_of(tmp_path, tiny_bundle), bundle=str(tmp_path / "gone"))
+
+    with pytest.raises(BundleError, match=r"line.toml: bundle: .*gone does not exist"):
+        daemon.check(config, Path("line.toml"))
+
+
+def test_the_smallest_region_is_the_configurations_or_the_bundles(tmp_path: Path, tiny_bundle: ModelBundle) -> None:
+    """min_area_px overrides what the bundle was made with."""
+    own = daemon.make_stages(config_of(tmp_path, tiny_bundle), tiny_bundle, Path("line.toml"))
+    set_here = config_of(tmp_path, tiny_bundle, segment={"min_area_px": 77})
+
+    assert own.segment.min_area_px == tiny_bundle.calibration.min_area_px
+    assert daemon.make_stages(set_here, tiny_bundle, Path("line.toml")).segment.min_area_px == 77
+
+
+def test_a_line_that_fails_is_an_error_with_its_reason(
+    tmp_path: Path, tiny_bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that ends by itself ends the daemon: exit status 1, systemd starts it again."""
+
+    def crash(self: Pipeline) -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    monkeypatch.setattr(Pipeline, "_read_until_stopped", crash)
+
+    with pytest.raises(KizuError, match="nobody foresaw this"):
+        daemon.serve(config_of(tmp_path, tiny_bundle, engine=FAKE), Path("line.toml"), StopRequest())
+
+
+def test_state_and_watchdog_follow_the_line(tmp_path: Path, tiny_bundle: ModelBundle) -> None:
+    """Under systemd: READY once, STATUS with the state, WATCHDOG while it moves, STOPPING at the end."""
+    import os
+    import socket
+
+    heard: list[str] = []
+    address = f"kizu-daemon-{os.getpid()}"
+    stop = StopRequest()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd, pytest.MonkeyPatch.context() as patch:
+        systemd.bind("\0" + address)
+        systemd.settimeout(20)
+        patch.setenv("NOTIFY_SOCKET", "@" + address)
+        patch.setenv("WATCHDOG_USEC", "600000")
+
+        def during(ready: Ready) -> None:
+            while heard.count("WATCHDOG=1") < 2:
+                heard.append(systemd.recv(100).decode())
+
+        serve_in_thread(config_of(tmp_path, tiny_bundle, engine=FAKE), stop, during)
+        while "STOPPING=1" not in heard:
+            heard.append(systemd.recv(100).decode())
+
+    assert heard[0] == "READY=1"
+    assert "STATUS=ready" in heard
+
+
+def test_importing_the_daemon_is_quick_and_loads_no_backend() -> None:
+    """numba, OpenVINO and SQLite come when they are needed; the whole import stays well under a second of CPU."""
+    script = (
+        "import sys, time, edge.daemon; print(time.process_time()); "
+        "print(sorted({'numba', 'openvino', 'sqlite3', 'onnxruntime', 'torch', 'scipy'} & set(sys.modules)))"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    used, loaded = done.stdout.splitlines()
+
+    assert loaded == "[]"
+    assert float(used) < 1.0, f"{time.monotonic() - start:.2f} s on the wall"
