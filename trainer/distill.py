@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -22,16 +19,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge.errors import TrainingError
 from trainer.backbones import LoadedBackbone
 from trainer.checkpoint import (
-    Checkpoint, load_checkpoint, module_tensors, optimizer_tensors, restore_module, restore_optimizer, save_checkpoint,
+    Checkpoint,
+    load_checkpoint,
+    module_tensors,
+    optimizer_tensors,
+    restore_module,
+    restore_optimizer,
+    save_checkpoint,
 )  # fmt: skip
+from trainer.distill_losses import correlation_loss, knowledge_loss, known_columns, varied_exposure
 from trainer.patch_nets import PROFILES, InputNormalization, PatchNet, PatchNetSpec, build_patch_net
-from trainer.photographs import Photographs, ViewRecipe, cut_view, hold_out
-from trainer.targets import MapTarget, PatchTarget, make_target
+from trainer.photographs import Photographs, ViewRecipe, hold_out
+from trainer.target_cache import Prepared, Supply, prepare, target_statistics
+from trainer.targets import make_target
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +45,21 @@ class DistillConfig:
     """Everything that decides the result besides photographs and P; goes into checkpoint and card.
 
     Paper's values where it states them: lambda 1 and 1, Adam, weight decay 1e-5, d, architecture.  Ours: the
-    learning rate is 10x the paper's and falls to zero along a cosine, because a batch here holds 17,000 patches
+    learning rate is 10x the paper's and falls to zero along a cosine, because a batch here holds 7,500 patches
     where the paper's holds 64.
     """
 
     spec: PatchNetSpec = PROFILES["line"]
     target: str = "map"
-    layers: tuple[str, ...] = ("layer2", "layer3")
-    magnify: int = 2
+    layers: tuple[str, ...] = ("layer1", "layer2")
+    magnify: int = 1
     seed: int = 1
     steps: int | None = 20_000
     minutes: float | None = None
     views: int = 8_000
     validation_views: int = 256
     validation_share: float = 0.06
-    batch_views: int = 16
+    batch_views: int = 12
     learning_rate: float = 2e-3
     warmup_steps: int = 200
     weight_decay: float = 1e-5
@@ -119,39 +125,6 @@ def load_teacher(name_or_path: str | Path) -> Teacher:
     )
 
 
-def distillation_loss(descriptors: Tensor, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """L_k and L_c of one batch (Bergmann et al. 2020, eq. 2 and 4), each as a mean over its entries.
-
-    ``descriptors`` (N, d, g, g); ``predicted`` and ``target`` (N, C, g, g), the latter NaN where P was not asked.
-    """
-    error = predicted - target
-    knowledge = torch.nanmean(error * error)
-    return knowledge, correlation_loss(descriptors)
-
-
-def correlation_loss(descriptors: Tensor) -> Tensor:
-    """Mean squared off-diagonal entry of the d x d correlation matrix over all positions of (N, d, g, g)."""
-    columns = descriptors.transpose(0, 1).flatten(1).float()
-    columns = columns - columns.mean(dim=1, keepdim=True)
-    columns = columns / columns.norm(dim=1, keepdim=True).clamp_min(1e-6)
-    correlation = columns @ columns.T
-    dims = correlation.shape[0]
-    if dims < 2:
-        return correlation.sum() * 0.0
-    off_diagonal = correlation - torch.diag(torch.diagonal(correlation))
-    return off_diagonal.square().sum() / (dims * (dims - 1))
-
-
-def varied_exposure(pixels: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Random gain, gamma and offset per view on float pixels (N, h, w, C) in 0..255; clipped like a sensor.
-
-    Only the teacher's input is varied, P's target stays, so the descriptors learn to disregard the exposure.
-    """
-    draws = torch.rand(3, pixels.shape[0], 1, 1, 1, generator=generator) * 2 - 1
-    gain, gamma, offset = (strength * draws[0]).exp(), (strength * draws[1]).exp(), 40.0 * strength * draws[2]
-    return (255.0 * (pixels / 255.0).pow(gamma) * gain + offset).clamp(0.0, 255.0)
-
-
 class Distillation:
     """One run: prepares views and targets once (on disk), then trains until the plan is done or it is interrupted.
 
@@ -161,15 +134,23 @@ class Distillation:
     """
 
     def __init__(
-        self, config: DistillConfig, photographs: Photographs, backbone: LoadedBackbone, *, cache: Path | None = None
+        self,
+        config: DistillConfig,
+        photographs: Photographs,
+        backbone: LoadedBackbone,
+        *,
+        cache: Path | None = None,
+        device: str = "cpu",
     ) -> None:
         if (config.steps is None) == (config.minutes is None):
             raise TrainingError("give either a number of steps or of minutes")
         self.config, self.photographs, self.backbone = config, photographs, backbone
         self.target = make_target(config.target, backbone.net, config.spec, config.layers, config.magnify)
-        self.net = build_patch_net(config.spec, config.seed).to(memory_format=torch.channels_last)
-        self.decoder = _new_decoder(config.spec.descriptor_dim, self.target.channels, config.seed)
-        self.normalization = InputNormalization()
+        self.device = torch.device(device)
+        backbone.net.to(self.device)
+        self.net = build_patch_net(config.spec, config.seed).to(self.device)
+        self.decoder = _new_decoder(config.spec.descriptor_dim, self.target.channels).to(self.device)
+        self.normalization = InputNormalization().to(self.device)
         self.optimizer = torch.optim.Adam(
             [*self.net.parameters(), *self.decoder.parameters()],
             lr=config.learning_rate, weight_decay=config.weight_decay,
@@ -185,27 +166,35 @@ class Distillation:
         save_every_s: float = 120.0,
         validate_every: int = 1_000,
         report: Callable[[Progress], None] = lambda progress: None,
-    ) -> None:
-        """Train to the end of the plan; on KeyboardInterrupt save and raise it again."""
+        saved_hook: Callable[[], None] = lambda: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Train to the end of the plan, saving now and then and at the end; False if ``stopped`` ended it early.
+
+        ``report`` is called and ``stopped`` asked after every step, ``saved_hook`` after every save but the last.
+
+        Raises:
+            TrainingError: the loss is no longer finite; the last checkpoint is kept.
+        """
         with _folder(self._cache) as folder:
-            views, targets, validation = self._prepare(folder, report)
+            training, validation = self._prepare(folder, report, stopped)
             started, saved = time.monotonic() - self.elapsed_s, time.monotonic()
-            try:
-                while self.share() < 1.0:
-                    figures = self._train_step(views, targets)
-                    self.step += 1
-                    self.elapsed_s = time.monotonic() - started
-                    if not math.isfinite(figures["loss"]):
-                        raise TrainingError(f"distillation diverged at step {self.step}; lower --learning-rate")
-                    if self.step % validate_every == 0 or self.share() >= 1.0:
-                        figures |= {"validation": self.validate(*validation)}
-                        self.history.append({"step": self.step, "seconds": round(self.elapsed_s, 1)} | figures)
-                    report(Progress(self.step, min(self.share(), 1.0), self.elapsed_s, figures))
-                    if time.monotonic() - saved > save_every_s:
-                        self.save(working)
-                        saved = time.monotonic()
-            finally:
-                self.save(working)
+            while self.share() < 1.0 and not stopped():
+                figures = self._train_step(training)
+                self.step += 1
+                self.elapsed_s = time.monotonic() - started
+                if not math.isfinite(figures["loss"]):
+                    raise TrainingError(f"distillation diverged at step {self.step}; lower --learning-rate")
+                if self.step % validate_every == 0 or self.share() >= 1.0:
+                    figures |= {"validation": self.validate(validation)}
+                    self.history.append({"step": self.step, "seconds": round(self.elapsed_s, 1)} | figures)
+                report(Progress(self.step, min(self.share(), 1.0), self.elapsed_s, figures))
+                if time.monotonic() - saved > save_every_s:
+                    self.save(working)
+                    saved_hook()
+                    saved = time.monotonic()
+            self.save(working)
+        return self.share() >= 1.0
 
     def share(self) -> float:
         """Share of the plan that is done; drives the cosine."""
@@ -218,16 +207,16 @@ class Distillation:
         warm = min(1.0, (self.step + 1) / self.config.warmup_steps)
         return self.config.learning_rate * warm * 0.5 * (1.0 + math.cos(math.pi * min(self.share(), 1.0)))
 
-    def validate(self, views: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]) -> float:
+    def validate(self, prepared: Prepared) -> float:
         """L_k on held-out photographs as a share of what the training mean as the only prediction would cost."""
         error = total = 0.0
         with torch.inference_mode():
-            for start in range(0, len(views), self.config.batch_views):
-                part = slice(start, start + self.config.batch_views)
-                target = torch.from_numpy(targets[part].astype(np.float32))
-                _, predicted = self._forward(torch.from_numpy(views[part]).float())
-                error += float(torch.nansum((predicted - target) ** 2))
-                total += float(torch.nansum(target**2))
+            for start in range(0, len(prepared.views), 16):
+                pixels, target = self._batch(prepared, np.arange(start, min(start + 16, len(prepared.views))))
+                descriptors = self._describe(pixels)
+                descriptors, target = known_columns(descriptors, target)
+                error += knowledge_loss(descriptors, self.decoder, target).item() * target.numel()
+                total += target.float().square().sum().item()
         return error / total
 
     def save(self, path: Path) -> None:
@@ -276,85 +265,73 @@ class Distillation:
             "history": self.history,
         }  # fmt: skip
 
-    def _forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Float pixels (N, h, w, 3) -> descriptors (N, d, g, g) and decoded features (N, C, g, g)."""
+    def _describe(self, pixels: Tensor) -> Tensor:
+        """Float pixels (N, h, w, 3) -> descriptors (N, d, g, g) float32."""
         inputs = self.normalization(pixels).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", dtype=torch.bfloat16):  # 2.5 x as fast as fp32 where the CPU has AVX-512 bf16
-            descriptors = self.net(inputs)
-        descriptors = descriptors.float()
-        return descriptors, self.decoder(descriptors)
+        with torch.autocast(
+            self.device.type, dtype=torch.bfloat16
+        ):  # 2.5 x as fast as fp32 where the CPU has AVX-512 bf16
+            descriptors: Tensor = self.net(inputs)
+        return descriptors.float()
 
-    def _train_step(self, views: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]) -> dict[str, float]:
+    def _batch(self, prepared: Prepared, chosen: NDArray[np.integer[Any]]) -> tuple[Tensor, Tensor]:
+        """Float pixels (n, s, s, 3) and bfloat16 targets (n, C, g, g); fancy indexing copies out of the map."""
+        pixels = torch.from_numpy(prepared.views[chosen]).to(self.device).float()
+        return pixels, torch.from_numpy(prepared.targets[chosen]).to(self.device).bfloat16()
+
+    def _train_step(self, prepared: Prepared) -> dict[str, float]:
         rng = np.random.default_rng((self.config.seed, 2, self.step))
-        chosen = np.sort(rng.choice(len(views), self.config.batch_views, replace=False))
-        pixels = torch.from_numpy(views[chosen]).float()
-        target = torch.from_numpy(targets[chosen].astype(np.float32))
+        chosen = np.sort(rng.choice(len(prepared.views), self.config.batch_views, replace=False))
+        pixels, target = self._batch(prepared, chosen)
         if self.config.exposure > 0.0:
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             pixels = varied_exposure(pixels, self.config.exposure, generator)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        descriptors, predicted = self._forward(pixels)
-        knowledge, correlation = distillation_loss(descriptors, predicted, target)
+        descriptors, target = known_columns(self._describe(pixels), target)
+        knowledge, correlation = knowledge_loss(descriptors, self.decoder, target), correlation_loss(descriptors)
         loss = self.config.lambda_k * knowledge + self.config.lambda_c * correlation
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        return {"loss": float(loss), "knowledge": float(knowledge), "correlation": float(correlation)}
+        return {"loss": loss.item(), "knowledge": knowledge.item(), "correlation": correlation.item()}
 
-    def _prepare(self, folder: Path, report: Callable[[Progress], None]) -> Any:
-        """Views and normalized targets, training ones memory mapped; P runs once for each view."""
-        config = self.config
+    def _prepare(
+        self, folder: Path, report: Callable[[Progress], None], stopped: Callable[[], bool]
+    ) -> tuple[Prepared, Prepared]:
+        """Training and validation views with their targets; P runs once for each view."""
+        config, target = self.config, self.target
         kept, held = hold_out(self.photographs, config.validation_share)
-        side = config.recipe.side_px - 2 * self.target.margin_px
-        grid = config.spec.grid(side)
-        views = np.lib.format.open_memmap(
-            folder / "views.npy", "w+", np.uint8, (config.views, side, side, 3))
-        targets = np.lib.format.open_memmap(
-            folder / "targets.npy", "w+", np.float16, (config.views, self.target.channels, grid, grid))
-        mean, deviation = self._target_statistics(kept)
-        self._fill(views, targets, kept, (config.seed, 0), mean, deviation, report)
-        validation_views = np.zeros((config.validation_views, side, side, 3), np.uint8)
-        validation_targets = np.zeros((config.validation_views, self.target.channels, grid, grid), np.float16)
-        self._fill(validation_views, validation_targets, held, (config.seed, 1), mean, deviation, lambda progress: None)
-        return views, targets, (validation_views, validation_targets)
+        training = Supply(self.photographs, kept, config.recipe, 2 * config.seed)
+        validation = Supply(self.photographs, held, config.recipe, 2 * config.seed + 1)
+        grid = config.spec.grid(config.recipe.side_px - 2 * target.margin_px)
+        identity = {
+            "photographs": self.photographs.digest,
+            "backbone": self.backbone.sha256,
+            "target": [config.target, list(config.layers), config.magnify, config.spec.to_json()],
+            "recipe": asdict(config.recipe),
+            "held": config.validation_share,
+        }
+        statistics = target_statistics(training, target)
 
-    def _target_statistics(self, kept: list[int]) -> tuple[Tensor, Tensor]:
-        """Mean and deviation (C, 1, 1) of P's features over the first views: each channel counts alike in L_k."""
-        parts = [self._targets_of(kept, (self.config.seed, 0), range(start, start + 16))[1] for start in (0, 16, 32, 48)]
-        columns = torch.cat(parts).transpose(0, 1).flatten(1)
-        columns = columns[:, torch.isfinite(columns[0])]
-        deviation, mean = torch.std_mean(columns, dim=1)
-        return mean.view(-1, 1, 1), deviation.clamp_min(1e-6).view(-1, 1, 1)
+        def tell(share: float) -> None:
+            report(Progress(self.step, 0.0, self.elapsed_s, {"prepared": share}))
+            if stopped():
+                raise KeyboardInterrupt  # nothing is trained yet, nothing to save
 
-    def _targets_of(self, chosen: list[int], seed: tuple[int, int], numbers: range) -> tuple[Tensor, Tensor]:
-        stacked = np.stack([
-            cut_view(self.photographs, chosen, self.config.recipe, 2 * seed[0] + seed[1], number) for number in numbers
-        ])
-        views = torch.from_numpy(stacked)
-        margin = self.target.margin_px
-        inner = views[:, margin : views.shape[1] - margin, margin : views.shape[2] - margin]
-        return inner, self.target(views)
-
-    def _fill(
-        self, views: Any, targets: Any, chosen: list[int], seed: tuple[int, int], mean: Tensor, deviation: Tensor,
-        report: Callable[[Progress], None],
-    ) -> None:  # fmt: skip
-        for start in range(0, len(views), 16):
-            numbers = range(start, min(start + 16, len(views)))
-            inner, target = self._targets_of(chosen, seed, numbers)
-            views[start : numbers.stop] = inner.numpy()
-            targets[start : numbers.stop] = ((target - mean) / deviation).clamp(-30, 30).numpy().astype(np.float16)
-            report(Progress(self.step, 0.0, self.elapsed_s, {"prepared": numbers.stop / len(views)}))
+        count = config.validation_views
+        return (
+            prepare(folder, "train", training, config.views, target, grid, statistics, identity, tell),
+            prepare(folder, "validation", validation, count, target, grid, statistics, identity),
+        )
 
 
-def _new_decoder(inputs: int, outputs: int, seed: int) -> nn.Conv2d:
+def _new_decoder(inputs: int, outputs: int) -> nn.Conv2d:
+    """The linear decoder, from zero: a random one first crushes the descriptors and then has to regrow them."""
     decoder = nn.Conv2d(inputs, outputs, 1)
-    generator = torch.Generator().manual_seed(seed + 1)
-    with torch.no_grad():
-        decoder.weight.normal_(0.0, 1.0 / math.sqrt(inputs), generator=generator)
-        if decoder.bias is not None:
-            decoder.bias.zero_()
+    nn.init.zeros_(decoder.weight)
+    if decoder.bias is not None:
+        nn.init.zeros_(decoder.bias)
     return decoder
 
 

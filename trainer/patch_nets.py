@@ -31,11 +31,13 @@ class Layer:
 
 # "Consistent choice" of the paper's tables 4 and 5: the printed tables contradict themselves, these kernels are
 # the ones that give the printed output sizes (p = 33: conv1 is 5x5; p = 17: conv1 is 6x6; p = 65: conv5 is 1x1).
-LAYERS: Mapping[int, tuple[Layer, ...]] = MappingProxyType({
-    17: (Layer(6), Layer(5), Layer(5), Layer(4)),
-    33: (Layer(5, pool=True), Layer(5, pool=True), Layer(2), Layer(4)),
-    65: (Layer(5, pool=True), Layer(5, pool=True), Layer(5, pool=True), Layer(4), Layer(1)),
-})
+LAYERS: Mapping[int, tuple[Layer, ...]] = MappingProxyType(
+    {
+        17: (Layer(6), Layer(5), Layer(5), Layer(4)),
+        33: (Layer(5, pool=True), Layer(5, pool=True), Layer(2), Layer(4)),
+        65: (Layer(5, pool=True), Layer(5, pool=True), Layer(5, pool=True), Layer(4), Layer(1)),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +115,17 @@ class PatchNetSpec:
             ValueError: a key is missing, unknown or of another type.
         """
         match value:
-            case {"patch": int(patch), "widths": list(widths), "descriptor_dim": int(dim)} if len(value) == 3:
+            case {"patch": int(patch), "widths": list(widths), "descriptor_dim": int(dim), **rest} if not rest:
                 if all(isinstance(width, int) for width in widths):
                     return cls(patch, tuple(widths), dim)
         raise ValueError(f"not a patch network spec: {value!r}; expected patch, widths, descriptor_dim")
 
 
-PROFILES: Mapping[str, PatchNetSpec] = MappingProxyType({
-    "line": PatchNetSpec(patch=33, widths=(32, 64, 64), descriptor_dim=32),
-})
+PROFILES: Mapping[str, PatchNetSpec] = MappingProxyType(
+    {
+        "line": PatchNetSpec(patch=33, widths=(32, 64, 64), descriptor_dim=32),
+    }
+)
 """Named shapes; ``line`` is the paper's p = 33 at a quarter of its width (11.1 GFLOP for teacher and 3 students at
 256 x 256 with the rim padded by reflection)."""
 
@@ -182,7 +186,8 @@ class PatchNet(nn.Module):
 
 def build_patch_net(spec: PatchNetSpec, seed: int) -> PatchNet:
     """A fresh network, Kaiming-normal weights and zero biases drawn from ``seed`` alone (global RNG untouched)."""
-    net = PatchNet(spec)
+    with torch.random.fork_rng(devices=[]):  # torch's own initialization draws from the global generator
+        net = PatchNet(spec)
     generator = torch.Generator().manual_seed(seed)
     gain = nn.init.calculate_gain("leaky_relu", LEAKY_SLOPE)
     with torch.no_grad():

@@ -76,7 +76,7 @@ def read_photographs(folder: Path | str, *, skip_bad: bool = False) -> Photograp
         digest.update(payload)
     if bad and not skip_bad:
         listed = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-        raise DataError(f"{root}: not usable as photographs: {listed}; remove them or pass --skip-bad")
+        raise DataError(f"{root}: not usable as photographs: {listed}; remove them or pass --skip-bad-images-images")
     if not images:
         raise DataError(f"{root}: no images found (looked for {', '.join(SUFFIXES)})")
     return Photographs(tuple(names), tuple(images), digest.hexdigest(), tuple(bad))
@@ -106,15 +106,15 @@ def cut_view(photographs: Photographs, chosen: list[int], recipe: ViewRecipe, se
     # The crop's side in source px; a view never needs more of the image than there is.
     source = min(round(recipe.side_px * min(height, width) / short_px), height, width)
     top, left = int(rng.integers(height - source + 1)), int(rng.integers(width - source + 1))
-    view = image[top : top + source, left : left + source]
+    cropped = image[top : top + source, left : left + source]
     shrinking = source > recipe.side_px
     view = cv2.resize(
-        view, (recipe.side_px, recipe.side_px), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC
+        cropped, (recipe.side_px, recipe.side_px), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC
     )
     if rng.random() < 0.5:
-        view = view[:, ::-1]
+        view = cv2.flip(view, 1)
     if rng.random() < recipe.gray_share:
-        view = np.repeat(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY)[:, :, None], 3, axis=2)
+        view = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return np.ascontiguousarray(view, dtype=np.uint8)
 
 

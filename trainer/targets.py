@@ -24,9 +24,14 @@ class Target(Protocol):
     The inner view is the view less ``margin_px`` on every side; g is the network's grid over it.
     """
 
-    mode: str
-    channels: int
-    margin_px: int
+    @property
+    def mode(self) -> str: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def margin_px(self) -> int: ...
 
     def __call__(self, views: Tensor) -> Tensor: ...
 
@@ -35,7 +40,8 @@ class Target(Protocol):
 class MapTarget:
     """P once on the whole view, magnified, features sampled bilinearly at each patch's exact center.
 
-    ``margin_px`` keeps the centers away from the zeros that P pads with.
+    ``margin_px`` keeps the centers away from the zeros that P pads with: 32 px of what P sees, plus half a patch, is
+    the reach of ResNet-18's layer2.
     """
 
     backbone: Backbone
@@ -52,11 +58,10 @@ class MapTarget:
     def __call__(self, views: Tensor) -> Tensor:
         inner = views.shape[1] - 2 * self.margin_px
         first_px = self.margin_px + self.spec.center
-        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-            maps = self.backbone(_magnified(views, self.magnify))
+        maps = _features(self.backbone, views, self.magnify)
         sampled = []
         for name in self.layer_names:
-            layer, features = self.backbone.layer(name), maps[name].float()
+            layer, features = self.backbone.layer(name), maps[name]
             weights = center_weights(
                 features.shape[2], layer, first_px, self.spec.stride, self.spec.grid(inner), self.magnify
             )
@@ -91,9 +96,8 @@ class PatchTarget:
         side = self.spec.footprint
         corners = [self.margin_px + self.spec.stride * index for index in kept]
         patches = torch.cat([views[:, y : y + side, x : x + side] for y in corners for x in corners])
-        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-            maps = self.backbone(_magnified(patches, self.magnify))
-        pooled = torch.cat([maps[name].float().mean(dim=(2, 3)) for name in self.layer_names], dim=1)
+        maps = _features(self.backbone, patches, self.magnify)
+        pooled = torch.cat([maps[name].mean(dim=(2, 3)) for name in self.layer_names], dim=1)
         columns = pooled.view(len(kept), len(kept), views.shape[0], -1).permute(2, 3, 0, 1)
         full = torch.full((views.shape[0], self.channels, grid, grid), float("nan"))
         full[:, :, self.step // 2 :: self.step, self.step // 2 :: self.step] = columns
@@ -111,15 +115,13 @@ def make_target(
     for name in layer_names:
         backbone.layer(name)
     if mode == "map":
-        return MapTarget(backbone, spec, layer_names, magnify)
+        return MapTarget(backbone, spec, layer_names, magnify, margin_px=32 // magnify)
     if mode == "patch":
         return PatchTarget(backbone, spec, layer_names, magnify)
     raise TrainingError(f"unknown target mode {mode!r}; choose map or patch")
 
 
-def center_weights(
-    cells: int, layer: FeatureLayer, first_px: float, stride_px: int, grid: int, magnify: int
-) -> Tensor:
+def center_weights(cells: int, layer: FeatureLayer, first_px: float, stride_px: int, grid: int, magnify: int) -> Tensor:
     """Bilinear weights (grid, cells) that read a feature map at the pixel indices first + stride * i of the view.
 
     Index x of the view lies at magnify * x + (magnify - 1) / 2 of the magnified one, and cell k of P sits on its
@@ -137,8 +139,11 @@ def center_weights(
     return weights
 
 
-def _magnified(views: Tensor, magnify: int) -> Tensor:
-    pixels = views.permute(0, 3, 1, 2).float().contiguous(memory_format=torch.channels_last)
-    if magnify == 1:
-        return pixels
-    return F.interpolate(pixels, scale_factor=magnify, mode="bilinear", align_corners=False)
+def _features(backbone: Backbone, views: Tensor, magnify: int) -> dict[str, Tensor]:
+    """P's maps of magnified uint8 views, back on the CPU; bfloat16 inside, which targets do not notice."""
+    device = next((tensor.device for tensor in (*backbone.parameters(), *backbone.buffers())), torch.device("cpu"))
+    with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16):
+        pixels = views.to(device).permute(0, 3, 1, 2).float().contiguous(memory_format=torch.channels_last)
+        if magnify > 1:
+            pixels = F.interpolate(pixels, scale_factor=magnify, mode="bilinear", align_corners=False)
+        return {name: features.float().cpu() for name, features in backbone(pixels).items()}
