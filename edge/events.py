@@ -31,8 +31,8 @@ class DefectEvent(msgspec.Struct, frozen=True):
     """One verdict as it is logged and published.
 
     `log_epoch` and `log_sequence` are given by the event log at commit (0 before); `id` is `CAMERA/EPOCH/SEQUENCE` of
-    the frame. `score` and `threshold` are raw and in one unit, null when the frame could not be scored. `captured_ns` and
-    `decided_ns` are Unix nanoseconds; `latency_ns` is reception to decision on the daemon's monotonic clock.
+    the frame. `score` and `threshold` are raw and in one unit, null when the frame could not be scored. `captured_ns`
+    and `decided_ns` are Unix nanoseconds; `latency_ns` is reception to decision on the daemon's monotonic clock.
     """
 
     version: int

@@ -47,7 +47,8 @@ class Source(Protocol):
 class EngineSpec:
     """What an engine takes and gives.
 
-    Input is (N <= max_batch, height, width, channels) uint8, maps are (N, map_height, map_width) float32. `depth` is how many batches it keeps in flight; `name`, `device` and `version` say what runs.
+    Input is (N <= max_batch, height, width, channels) uint8, maps are (N, map_height, map_width) float32. `depth` is
+    how many batches it keeps in flight; `name`, `device` and `version` say what runs.
     """
 
     name: str

@@ -1,6 +1,7 @@
 """What flows through the runtime: frames, maps, regions, verdicts.
 
-Owns no behavior; what crosses a border is in `events`, `bundle` and `wire`. All arrays are made read-only on construction; array fields make equality ambiguous, so it is off.
+Owns no behavior; what crosses a border is in `events`, `bundle` and `wire`. All arrays
+are made read-only on construction; array fields make equality ambiguous, so it is off.
 """
 
 from __future__ import annotations
