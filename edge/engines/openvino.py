@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from edge.engines.contract import (
 from edge.errors import EngineError
 from edge.protocols import EngineSpec, Ticket
 
+# `import openvino` reports itself to its maker: a forked process, an HTTP request, files in the home folder (2026.4,
+# openvino_telemetry). A line's daemon talks to nobody it was not told to; without that module the package takes a stub.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 try:
     import openvino as ov
 except ImportError as missing:

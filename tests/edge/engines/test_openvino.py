@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +115,28 @@ def test_a_model_that_openvino_cannot_read_is_named(make_bundle: Callable[..., M
 
     with pytest.raises(EngineError, match=r"bad.*OpenVINO"):
         open_tiny(bundle)
+
+
+QUIET = """
+import multiprocessing, socket, sys
+def refuse(*_, **__):
+    raise SystemExit("something tried to reach the network")
+multiprocessing.Process.start = socket.create_connection = refuse
+{first}
+import edge.engines.openvino
+sys.exit(3 if "openvino_telemetry.main" in sys.modules else 0)
+"""
+
+
+@pytest.mark.parametrize(("first", "status"), [("", 0), ("import openvino", 3)])
+def test_opening_the_backend_reports_to_nobody(first: str, status: int, tmp_path: Path) -> None:
+    """OpenVINO's package phones home when it is imported; ours must not let it. Control: the plain import does."""
+    if not any(found.name == "openvino-telemetry" for found in metadata.distributions()):
+        pytest.skip("this OpenVINO comes without its telemetry")
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    environment.pop("CI", None)  # where it would keep quiet by itself
+
+    done = subprocess.run([sys.executable, "-c", QUIET.format(first=first)], env=environment, timeout=60, check=False)
+
+    assert done.returncode == status
+    assert status != 0 or list(tmp_path.iterdir()) == []
