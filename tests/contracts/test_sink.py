@@ -17,34 +17,11 @@ from edge.events import DefectEvent
 from edge.protocols import Sink
 from edge.sinks.event_log import EventLog
 from edge.sinks.publisher import Publisher
+from sample_events import sample_event
 
 
 def event(sequence: int) -> DefectEvent:
-    return DefectEvent(
-        version=1,
-        id=f"cam1/7/{sequence}",
-        line="line-a",
-        camera="cam1",
-        camera_epoch=7,
-        frame_sequence=sequence,
-        captured_ns=1,
-        decided_ns=2,
-        latency_ns=3,
-        decision="accept",
-        reason="score",
-        detail="",
-        score=0.5,
-        threshold=1.0,
-        p_value=0.5,
-        certified=False,
-        regions=(),
-        frame_height=4,
-        frame_width=4,
-        model_id="m",
-        mask="none",
-        log_epoch=1,
-        log_sequence=sequence + 1,
-    )
+    return sample_event(sequence, log_epoch=1, log_sequence=sequence + 1)
 
 
 @dataclass

@@ -13,42 +13,13 @@ from numpy.typing import NDArray
 from edge import sockets, wire
 from edge.client import Subscriber
 from edge.errors import SourceBroken, SourceTimeout
-from edge.events import DefectEvent
 from edge.images import encode_mask_png
 from edge.wire import Head
+from sample_events import published_event
 
 MASK = np.zeros((6, 8), bool)
 MASK[2:4, 3:7] = True
 PNG = encode_mask_png(MASK)
-
-
-def event(log_sequence: int, camera: str = "cam1", log_epoch: int = 5, **changes: Any) -> DefectEvent:
-    fields: dict[str, Any] = {
-        "version": 1,
-        "id": f"{camera}/7/{log_sequence}",
-        "line": "line-a",
-        "camera": camera,
-        "camera_epoch": 7,
-        "frame_sequence": log_sequence,
-        "captured_ns": 1,
-        "decided_ns": 2,
-        "latency_ns": 3,
-        "decision": "reject",
-        "reason": "score",
-        "detail": "",
-        "score": 2.0,
-        "threshold": 1.0,
-        "p_value": 0.1,
-        "certified": False,
-        "regions": (),
-        "frame_height": 6,
-        "frame_width": 8,
-        "model_id": "m",
-        "mask": "inline",
-        "log_epoch": log_epoch,
-        "log_sequence": log_sequence,
-    }
-    return DefectEvent(**(fields | changes))
 
 
 class Line:
@@ -72,7 +43,7 @@ class Line:
 
     def events(self, *sequences: int, **changes: Any) -> None:
         for sequence in sequences:
-            self.socket.send_multipart(wire.pack_event(event(sequence, **changes), PNG))
+            self.socket.send_multipart(wire.pack_event(published_event(sequence, **changes), PNG))
 
     def head(self, sequence: int, epoch: int = 5) -> None:
         self.socket.send_multipart(wire.pack_head(Head(1, "line-a", epoch, sequence)))
@@ -104,7 +75,7 @@ def test_events_arrive_in_order_with_their_masks(line: Line) -> None:
 
     (first, mask), (second, _) = subscriber.receive(5), subscriber.receive(5)
 
-    assert (first, second) == (event(1), event(2))
+    assert (first, second) == (published_event(1), published_event(2))
     assert mask is not None and mask.dtype == np.bool_ and np.array_equal(mask, MASK)
     assert (subscriber.lost, subscriber.refused) == (0, 0)
 
@@ -216,7 +187,7 @@ def transposed() -> bytes:
 def test_a_hostile_mask_costs_the_mask_not_the_verdict(line: Line, make: Callable[[], bytes]) -> None:
     """Truncated, larger than its frame, of another shape, or none at all: refused before it is decoded."""
     subscriber = line.subscriber()
-    line.socket.send_multipart(wire.pack_event(event(1), make()))
+    line.socket.send_multipart(wire.pack_event(published_event(1), make()))
 
     got, mask = subscriber.receive(5)
 
@@ -226,7 +197,7 @@ def test_a_hostile_mask_costs_the_mask_not_the_verdict(line: Line, make: Callabl
 def test_nonsense_is_counted_and_skipped(line: Line) -> None:
     """Wrong topic, no JSON, too many parts; the next event arrives."""
     subscriber = line.subscriber()
-    good: list[Any] = wire.pack_event(event(1), PNG)
+    good: list[Any] = wire.pack_event(published_event(1), PNG)
     for parts in ([b"event/x"], [b"event/line-a/cam1/", b"{", b""], [b"event/line-a/cam2/", *good[1:]], [*good, *good]):
         line.socket.send_multipart(parts)
     line.events(2)

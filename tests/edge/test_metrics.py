@@ -14,15 +14,13 @@ from edge.events import DefectEvent
 from edge.metrics import STAGES, STATES, VERDICTS, FrameAccount, Metrics, MetricsServer
 from edge.types import Decision, Reason
 from edge.wire import REFUSALS
+from sample_events import sample_event
 
 CAMERAS = ("left", "right")
 
 
 def event(camera: str, sequence: int, decision: str = "accept", reason: str = "score") -> DefectEvent:
-    return DefectEvent(
-        1, f"{camera}/1/{sequence}", "line", camera, 1, sequence, 0, 0, 0, decision, reason, "", None, None,
-        None, False, (), 0, 0, "m", "none",
-    )  # type: ignore[arg-type]  # fmt: skip
+    return sample_event(sequence, camera, camera_epoch=1, decision=decision, reason=reason)
 
 
 def samples(registry: CollectorRegistry) -> dict[str, float]:

@@ -19,34 +19,13 @@ from edge.sender import CameraSender
 from edge.sinks.event_log import EventLog
 from edge.sources.zeromq import ZeroMqSource
 from edge.types import FrameId
+from sample_events import sample_event
 
 IMAGE = np.arange(12, dtype=np.uint8).reshape(3, 4)
 
 
 def verdict(frame: FrameId) -> DefectEvent:
-    return DefectEvent(
-        version=1,
-        id="/".join(map(str, frame.key)),
-        line="line-a",
-        camera=frame.camera,
-        camera_epoch=frame.epoch,
-        frame_sequence=frame.sequence,
-        captured_ns=frame.captured_ns,
-        decided_ns=2,
-        latency_ns=3,
-        decision="accept",
-        reason="score",
-        detail="",
-        score=0.5,
-        threshold=1.0,
-        p_value=0.5,
-        certified=False,
-        regions=(),
-        frame_height=3,
-        frame_width=4,
-        model_id="m",
-        mask="none",
-    )
+    return sample_event(frame.sequence, frame.camera, camera_epoch=frame.epoch, captured_ns=frame.captured_ns)
 
 
 class MiniDaemon:

@@ -18,6 +18,7 @@ from edge.errors import ImageRefused, WireError
 from edge.events import DefectEvent
 from edge.payloads import FrameLimits, encode_image
 from edge.types import Frame, Unreadable
+from sample_events import published_event
 
 HEADER: dict[str, Any] = {
     "type": "frame",
@@ -65,32 +66,7 @@ def bomb_jpeg(side: int) -> bytes:
 
 
 def event(**changes: Any) -> DefectEvent:
-    fields: dict[str, Any] = {
-        "version": 1,
-        "id": "cam1/7/3",
-        "line": "line-a",
-        "camera": "cam1",
-        "camera_epoch": 7,
-        "frame_sequence": 3,
-        "captured_ns": 1,
-        "decided_ns": 2,
-        "latency_ns": 3,
-        "decision": "reject",
-        "reason": "score",
-        "detail": "",
-        "score": 2.0,
-        "threshold": 1.0,
-        "p_value": 0.1,
-        "certified": False,
-        "regions": (),
-        "frame_height": 24,
-        "frame_width": 32,
-        "model_id": "m",
-        "mask": "inline",
-        "log_epoch": 5,
-        "log_sequence": 9,
-    }
-    return DefectEvent(**(fields | changes))
+    return published_event(9, frame_sequence=3, frame_height=24, frame_width=32, **changes)
 
 
 @pytest.mark.parametrize("encoding", ["raw", "png"])

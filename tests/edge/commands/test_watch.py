@@ -14,40 +14,12 @@ import pytest
 from edge.clock import SystemClock
 from edge.commands.watch import watch
 from edge.errors import CommandError
-from edge.events import DefectEvent
 from edge.images import encode_mask_png, read_image
 from edge.sinks.publisher import Publisher
+from sample_events import published_event
 
 MASK = np.zeros((6, 8), bool)
 MASK[2:4, 3:7] = True
-
-
-def event(log_sequence: int, camera: str) -> DefectEvent:
-    return DefectEvent(
-        version=1,
-        id=f"{camera}/7/{log_sequence}",
-        line="line-a",
-        camera=camera,
-        camera_epoch=7,
-        frame_sequence=log_sequence,
-        captured_ns=1,
-        decided_ns=2,
-        latency_ns=3_000_000,
-        decision="reject",
-        reason="score",
-        detail="",
-        score=2.0,
-        threshold=1.0,
-        p_value=0.1,
-        certified=False,
-        regions=(),
-        frame_height=6,
-        frame_width=8,
-        model_id="m",
-        mask="inline",
-        log_epoch=5,
-        log_sequence=log_sequence,
-    )
 
 
 @pytest.fixture
@@ -62,7 +34,7 @@ def address() -> Iterator[str]:
             while not stop.wait(0.01):
                 for camera in ("cam1", "cam2"):
                     sequence += 1
-                    publisher.publish(event(sequence, camera), png)
+                    publisher.publish(published_event(sequence, camera, latency_ns=3_000_000), png)
 
         thread = threading.Thread(target=run)
         thread.start()

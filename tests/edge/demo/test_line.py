@@ -14,16 +14,14 @@ from edge.demo.line import PHOTOS, DaemonProcess, SimulatedCamera, load_photos, 
 from edge.demo.picture import choose, write_sheet
 from edge.demo.session import Seen, Summary, run_session
 from edge.errors import BundleError, CommandError, DataError, KizuError
-from edge.events import DefectEvent
 from edge.images import read_image
+from sample_events import sample_event
 
 
 def seen(decision: str, index: int, mask: bool = False) -> Seen:
     photo = load_photos()[index]
-    event = DefectEvent(
-        1, f"cam/1/{index}", "demo", "cam", 1, index, 0, 0, 0, decision, "score", "", 1.5, 1.0, None, False, (),
-        photo.height, photo.width, "m", "inline" if mask else "none",
-    )  # type: ignore[arg-type]  # fmt: skip
+    size = {"frame_height": photo.height, "frame_width": photo.width}
+    event = sample_event(index, "cam", decision=decision, score=1.5, mask="inline" if mask else "none", **size)
     flaw = np.zeros((photo.height, photo.width), np.bool_)
     flaw[100:200, 100:200] = True
     return Seen(event, flaw if mask else None, photo, 0.05)

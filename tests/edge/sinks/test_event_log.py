@@ -19,35 +19,10 @@ from edge.clock import SystemClock
 from edge.errors import ConfigError, LogError, SinkFull
 from edge.events import DefectEvent
 from edge.sinks.event_log import EventLog
+from sample_events import sample_event
 
 ROOT = Path(__file__).parents[3]
 OpenLog = Callable[..., EventLog]
-
-
-def event(sequence: int, camera: str = "cam1", epoch: int = 7, detail: str = "") -> DefectEvent:
-    return DefectEvent(
-        version=1,
-        id=f"{camera}/{epoch}/{sequence}",
-        line="line-a",
-        camera=camera,
-        camera_epoch=epoch,
-        frame_sequence=sequence,
-        captured_ns=1,
-        decided_ns=2,
-        latency_ns=3,
-        decision="accept",
-        reason="score",
-        detail=detail,
-        score=0.5,
-        threshold=1.0,
-        p_value=0.5,
-        certified=False,
-        regions=(),
-        frame_height=4,
-        frame_width=4,
-        model_id="m",
-        mask="none",
-    )
 
 
 @pytest.fixture
@@ -85,7 +60,7 @@ def test_events_are_numbered_without_gaps_in_the_order_given(open_log: OpenLog) 
     log = open_log()
     reported: list[DefectEvent] = []
     for sequence in range(300):
-        log.append(event(sequence), b"png" if sequence % 2 else None, reported.append)
+        log.append(sample_event(sequence), b"png" if sequence % 2 else None, reported.append)
     log.flush(10)
 
     assert [e.log_sequence for e in reported] == list(range(1, 301)) == [e.frame_sequence + 1 for e in reported]
@@ -98,7 +73,7 @@ def test_read_since_pages_through_the_log(open_log: OpenLog) -> None:
     """What a subscriber that fell behind will ask for."""
     log = open_log()
     for sequence in range(5):
-        log.emit(event(sequence))
+        log.emit(sample_event(sequence))
     log.flush(10)
 
     assert [e.log_sequence for e, _ in log.read_since(2, 2)] == [3, 4]
@@ -114,7 +89,7 @@ def test_an_event_is_in_the_file_before_it_is_reported(open_log: OpenLog, path: 
             seen.append(other.execute("SELECT COUNT(*) FROM events").fetchone()[0])
 
     log = open_log()
-    log.append(event(0), None, look)
+    log.append(sample_event(0), None, look)
     log.flush(10)
 
     assert seen == [1]
@@ -133,9 +108,9 @@ def test_a_duplicate_is_not_logged_again_and_reports_the_first_verdict(open_log:
     log = open_log()
     reported: list[DefectEvent] = []
     for number, detail in ((0, "first"), (0, "again"), (1, "other")):
-        log.append(event(number, detail=detail), None, reported.append)
+        log.append(sample_event(number, detail=detail), None, reported.append)
     log.flush(10)
-    log.append(event(0, detail="later"), None, reported.append)
+    log.append(sample_event(0, detail="later"), None, reported.append)
     log.flush(10)
 
     assert [(e.log_sequence, e.detail) for e in reported] == [(1, "first"), (1, "first"), (2, "other"), (1, "first")]
@@ -153,10 +128,10 @@ def test_what_waits_while_the_disk_is_busy_shares_one_commit(open_log: OpenLog) 
         return commit(entries)
 
     log._commit = counted
-    log.append(event(0), None, gate)
+    log.append(sample_event(0), None, gate)
     assert gate.reached.wait(10)
     for sequence in range(1, 101):
-        log.append(event(sequence))
+        log.append(sample_event(sequence))
     gate.open.set()
     log.flush(10)
 
@@ -166,13 +141,13 @@ def test_what_waits_while_the_disk_is_busy_shares_one_commit(open_log: OpenLog) 
 def test_a_full_queue_refuses_and_drops_nothing(open_log: OpenLog) -> None:
     """The bound is stated; what was taken before is committed."""
     log, gate = open_log(capacity=3), Gate()
-    log.append(event(0), None, gate)
+    log.append(sample_event(0), None, gate)
     assert gate.reached.wait(10)
     for sequence in range(1, 4):
-        log.append(event(sequence))
+        log.append(sample_event(sequence))
 
     with pytest.raises(SinkFull, match="3 events wait"):
-        log.append(event(4))
+        log.append(sample_event(4))
     gate.open.set()
     log.flush(10)
     assert log.verify() == 4
@@ -181,7 +156,7 @@ def test_a_full_queue_refuses_and_drops_nothing(open_log: OpenLog) -> None:
 def test_contains_answers_from_any_thread(open_log: OpenLog) -> None:
     """The source asks in its own thread while the writer writes."""
     log = open_log()
-    log.append(event(3))
+    log.append(sample_event(3))
     log.flush(10)
     answers: list[bool] = []
     asking = threading.Thread(
@@ -198,8 +173,8 @@ def test_the_mark_of_a_camera_follows_out_of_order_frames(open_log: OpenLog) -> 
     log = open_log()
     marks = []
     for sequence in (1, 0, 3, 4, 2):
-        log.append(event(sequence))
-        log.append(event(0, epoch=sequence + 100))
+        log.append(sample_event(sequence))
+        log.append(sample_event(0, camera_epoch=sequence + 100))
         log.flush(10)
         marks.append(log.acked_through("cam1", 7))
 
@@ -211,10 +186,10 @@ def test_reopening_continues_epoch_sequence_and_marks(open_log: OpenLog) -> None
     """A restart of the daemon is not a new log."""
     first = open_log()
     for sequence in (0, 1, 3):
-        first.append(event(sequence))
+        first.append(sample_event(sequence))
     first.close()
     second = open_log()
-    second.append(event(2))
+    second.append(sample_event(2))
     second.flush(10)
 
     assert (second.epoch, second.head) == (first.epoch, 4)
@@ -224,10 +199,10 @@ def test_reopening_continues_epoch_sequence_and_marks(open_log: OpenLog) -> None
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path.insert(0, {helpers!r})
 from edge.clock import SystemClock
 from edge.sinks.event_log import EventLog
-from test_event_log import event
+from sample_events import sample_event
 
 def report(committed):
     os.write(1, b"%d\\n" % committed.frame_sequence)
@@ -242,14 +217,14 @@ class ReportsFirst(EventLog):
 
 log = {kind}(Path(sys.argv[1]), SystemClock(), capacity=100_000)
 for sequence in range(50_000):
-    log.append(event(sequence), b"m" * 200, report)
+    log.append(sample_event(sequence), b"m" * 200, report)
 log.flush(60)
 """
 
 
 def reported_by_a_killed_child(path: Path, kind: str, die_at: int, kill_after: int | None = None) -> list[int]:
     """Run a daemon-like child until SIGKILL; the frames it reported as durable."""
-    script = CHILD.format(tests=str(Path(__file__).parent), kind=kind, die_at=die_at)
+    script = CHILD.format(helpers=str(ROOT / "tests" / "helpers"), kind=kind, die_at=die_at)
     with subprocess.Popen(
         [sys.executable, "-c", script, str(path)],
         stdout=subprocess.PIPE,
@@ -301,16 +276,16 @@ def test_a_full_disk_stops_every_promise(open_log: OpenLog) -> None:
     told: list[str] = []
     reported: list[int] = []
     log = open_log(on_failure=told.append)
-    log.append(event(0), None, lambda e: reported.append(e.frame_sequence))
+    log.append(sample_event(0), None, lambda e: reported.append(e.frame_sequence))
     log.flush(10)
     pages = log._connection.execute("PRAGMA page_count").fetchone()[0]
     log._connection.execute(f"PRAGMA max_page_count = {pages}")
-    log.append(event(1), bytes(100_000), lambda e: reported.append(e.frame_sequence))
+    log.append(sample_event(1), bytes(100_000), lambda e: reported.append(e.frame_sequence))
 
     with pytest.raises(LogError, match="full"):
         log.flush(10)
     with pytest.raises(LogError, match="free or repair the disk"):
-        log.append(event(2))
+        log.append(sample_event(2))
     assert reported == [0] and log.failed == told[0] and len(told) == 1
     assert (log.head, log.verify()) == (1, 1)
 
@@ -322,7 +297,7 @@ def test_a_report_that_fails_stops_the_log(open_log: OpenLog) -> None:
         raise RuntimeError("publisher is gone")
 
     log = open_log()
-    log.append(event(0), None, broken)
+    log.append(sample_event(0), None, broken)
 
     with pytest.raises(LogError, match="publisher is gone"):
         log.flush(10)
@@ -341,7 +316,7 @@ def test_a_changed_row_is_found(open_log: OpenLog, path: Path, change: str) -> N
     """A verdict altered, a mask planted, a row removed or moved."""
     log = open_log()
     for sequence in range(3):
-        log.append(event(sequence))
+        log.append(sample_event(sequence))
     log.close()
     with sqlite3.connect(path) as foreign:
         assert foreign.execute(change).rowcount == 1
@@ -353,7 +328,7 @@ def test_a_changed_row_is_found(open_log: OpenLog, path: Path, change: str) -> N
 def test_the_log_is_readable_by_its_user_only(open_log: OpenLog, path: Path) -> None:
     """Pictures of defects are nobody else's business; SQLite's side files follow the same mode."""
     log = open_log()
-    log.append(event(0))
+    log.append(sample_event(0))
     log.flush(10)
 
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
@@ -414,19 +389,19 @@ def test_close_commits_what_waits_and_is_final(open_log: OpenLog) -> None:
     """An orderly stop loses nothing; afterwards the log takes nothing."""
     log = open_log()
     for sequence in range(200):
-        log.append(event(sequence))
+        log.append(sample_event(sequence))
     log.close()
     log.close()
 
     with pytest.raises(LogError, match="closed"):
-        log.append(event(201))
+        log.append(sample_event(201))
     assert open_log().verify() == 200
 
 
 def test_close_says_so_when_the_disk_does_not_answer(open_log: OpenLog) -> None:
     """Bounded: the owner learns how many events are not on disk."""
     log, gate = open_log(), Gate()
-    log.append(event(0), None, gate)
+    log.append(sample_event(0), None, gate)
     assert gate.reached.wait(10)
 
     with pytest.raises(LogError, match=r"1 events not on disk after 0.05 s"):

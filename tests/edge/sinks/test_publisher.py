@@ -11,37 +11,9 @@ import zmq
 from edge import sockets, wire
 from edge.clock import ManualClock
 from edge.errors import ConfigError, SinkError, WireError
-from edge.events import DefectEvent
 from edge.sinks.publisher import Publisher
 from edge.wire import Head
-
-
-def event(sequence: int, camera: str = "cam1", epoch: int = 5) -> DefectEvent:
-    return DefectEvent(
-        version=1,
-        id=f"{camera}/7/{sequence}",
-        line="line-a",
-        camera=camera,
-        camera_epoch=7,
-        frame_sequence=sequence,
-        captured_ns=1,
-        decided_ns=2,
-        latency_ns=3,
-        decision="reject",
-        reason="score",
-        detail="",
-        score=2.0,
-        threshold=1.0,
-        p_value=0.1,
-        certified=False,
-        regions=(),
-        frame_height=4,
-        frame_width=4,
-        model_id="m",
-        mask="inline",
-        log_epoch=epoch,
-        log_sequence=sequence,
-    )
+from sample_events import published_event
 
 
 @pytest.fixture
@@ -77,9 +49,9 @@ def drain(socket: sockets.Socket, wait_ms: int = 50) -> list[list[bytes]]:
 def test_an_event_goes_out_with_topic_and_mask(publisher: Publisher, clock: ManualClock) -> None:
     """[topic][JSON][mask]."""
     with subscribe(publisher, clock, b"event/") as listener:
-        publisher.publish(event(41), b"png")
+        publisher.publish(published_event(41), b"png")
 
-        assert [wire.parse_published(parts) for parts in drain(listener)] == [(event(41), b"png")]
+        assert [wire.parse_published(parts) for parts in drain(listener)] == [(published_event(41), b"png")]
     assert (publisher.published, publisher.dropped) == (1, 0)
 
 
@@ -87,7 +59,7 @@ def test_a_topic_does_not_catch_a_longer_name(publisher: Publisher, clock: Manua
     """cam1 is not cam10: topics end in a slash."""
     with subscribe(publisher, clock, wire.event_topic("line-a", "cam1")) as listener:
         for camera in ("cam10", "cam1", "cam2"):
-            publisher.publish(event(41, camera), b"png")
+            publisher.publish(published_event(41, camera), b"png")
 
         assert [parts[0] for parts in drain(listener)] == [b"event/line-a/cam1/"]
 
@@ -96,7 +68,7 @@ def test_a_topic_without_its_slash_would_catch_it(publisher: Publisher, clock: M
     """Control: ZeroMQ matches prefixes."""
     with subscribe(publisher, clock, b"event/line-a/cam1") as listener:
         for camera in ("cam10", "cam1"):
-            publisher.publish(event(41, camera), b"png")
+            publisher.publish(published_event(41, camera), b"png")
 
         assert len(drain(listener)) == 2
 
@@ -107,7 +79,7 @@ def test_the_head_is_told_every_second(publisher: Publisher, clock: ManualClock)
         heads = []
         for sequence in (None, 41, 42):
             if sequence is not None:
-                publisher.publish(event(sequence), b"png")
+                publisher.publish(published_event(sequence), b"png")
             clock.advance(1)
             publisher.tick()
             publisher.tick()
@@ -119,8 +91,8 @@ def test_the_head_is_told_every_second(publisher: Publisher, clock: ManualClock)
 def test_an_event_published_again_does_not_turn_the_head_back(publisher: Publisher, clock: ManualClock) -> None:
     """A frame that came twice reports its first verdict again."""
     with subscribe(publisher, clock) as listener:
-        publisher.publish(event(41), b"png")
-        publisher.publish(event(12), b"png")
+        publisher.publish(published_event(41), b"png")
+        publisher.publish(published_event(12), b"png")
         clock.advance(1)
         publisher.tick()
 
@@ -134,7 +106,7 @@ def test_a_slow_subscriber_loses_events_and_nobody_waits(publisher: Publisher, c
 
         def publish() -> None:
             for sequence in range(41, 441):
-                publisher.publish(event(sequence), bytes(60_000))
+                publisher.publish(published_event(sequence), bytes(60_000))
             done.set()
 
         threading.Thread(target=publish, daemon=True).start()
@@ -165,7 +137,7 @@ def test_two_threads_may_publish_and_tick(publisher: Publisher, clock: ManualClo
     """The log's writer thread publishes while the main loop tells heads: every message stays whole."""
     with subscribe(publisher, clock, b"event/") as listener:
         threads = [
-            threading.Thread(target=lambda: [publisher.publish(event(41 + n), b"png") for n in range(20)]),
+            threading.Thread(target=lambda: [publisher.publish(published_event(41 + n), b"png") for n in range(20)]),
             threading.Thread(target=lambda: [(clock.advance(1), publisher.tick()) for _ in range(10)]),
         ]
         for thread in threads:
@@ -182,7 +154,7 @@ def test_a_closed_publisher_says_so(publisher: Publisher) -> None:
     publisher.close()
 
     with pytest.raises(SinkError, match="closed"):
-        publisher.publish(event(41), b"png")
+        publisher.publish(published_event(41), b"png")
 
 
 def test_a_wrong_line_or_address_is_refused(publisher: Publisher) -> None:
