@@ -54,7 +54,9 @@ class StudentTeacherConfig:
 
     ``teacher`` is a shipped teacher's name or a file; ``students`` is M; ``size_px`` the side of the square model
     input.  The students take the teacher's architecture and are trained for ``epochs``, but no less than
-    ``min_steps`` and no more than ``max_steps`` batches; the other fields are those of ``Schedule``.
+    ``min_steps`` and no more than ``max_steps`` batches.  ``center="image"`` subtracts from each map its own mean, so
+    that a part as a whole a little unlike those learned from (another strip of cloth, another exposure) is no flaw;
+    flaws that cover most of a part lose by it.  The other fields are those of ``Schedule``.
     """
 
     preset: str
@@ -68,6 +70,7 @@ class StudentTeacherConfig:
     size_px: int = 256  # paper: images zoomed to 256 x 256, no crop
     batch_size: int = 1  # paper
     weight_decay: float = PAPER_WEIGHT_DECAY  # paper
+    center: Literal["none", "image"] = "none"  # paper: none
 
     def schedule(self, images: int) -> Schedule:
         """The schedule for a training set of ``images``."""

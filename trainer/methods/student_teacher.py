@@ -22,7 +22,7 @@ step together, in the same order; the paper trains them one by one.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -126,7 +126,13 @@ class StudentTeacher:
     def deployed(self, channels: int) -> nn.Module:
         """The graph contract as a module on the CPU: uint8 (N, h, w, channels) -> maps (N, h', w'), scores (N,)."""
         return DeployedStudentTeacher(
-            self._teacher_net, list(self._students()), self.mu, self.sigma, self.statistics, channels
+            self._teacher_net,
+            list(self._students()),
+            self.mu,
+            self.sigma,
+            self.statistics,
+            channels,
+            center=self.config.center,
         )
 
     def map_geometry(self, height_px: int, width_px: int) -> MapGeometry:
@@ -195,9 +201,10 @@ class DeployedStudentTeacher(nn.Module):
 
     def __init__(
         self, teacher: PatchNet, students: list[PatchNet], mu: Tensor, sigma: Tensor, statistics: dict[str, float],
-        channels: int,
+        channels: int, *, center: Literal["none", "image"] = "none",
     ) -> None:  # fmt: skip
         super().__init__()
+        self.center = center
         self.teacher = _with_raw_input(teacher, channels)
         self.students = nn.ModuleList(_with_raw_input(student, channels) for student in students)
         _standardize_output(self.teacher.last_conv, mu, sigma)
@@ -209,6 +216,8 @@ class DeployedStudentTeacher(nn.Module):
         pixels = frames.float().permute(0, 3, 1, 2)  # (N, C, h, w); cast before permute, as TensorRT wants it
         e, v = student_errors(self.teacher(pixels), [student(pixels) for student in self.students])
         anomaly_map = e * self.e_scale + v * self.v_scale - self.shift
+        if self.center == "image":
+            anomaly_map = anomaly_map - anomaly_map.mean((1, 2), keepdim=True)
         return anomaly_map, anomaly_map.amax((1, 2))
 
 
