@@ -50,6 +50,8 @@ def read_test_set(data: Path) -> tuple[LabeledImage, ...]:
             have one stem and so would share a mask.
     """
     test = data / "test"
+    if not data.is_dir():
+        raise DataError(f"{data}: no such folder; expected one that holds test/good and test/KIND")
     if not test.is_dir():
         raise DataError(
             f"{data}: no folder `test` in it; expected test/good, test/KIND and ground_truth/KIND/STEM_mask.png"

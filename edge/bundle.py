@@ -420,8 +420,9 @@ def _read_file(directory: Path, name: str, manifest: Manifest) -> bytes:
     expected = manifest.files[name]
     data = read_once(directory / name, MAX_FILE_BYTES.get(name, MAX_REPORT_BYTES))
     if len(data) != expected.size or sha256_hex(data) != expected.sha256:
+        how = "its content" if len(data) == expected.size else f"its {len(data)} bytes in place of {expected.size}"
         raise BundleError(
-            f"{directory / name} was changed: its {len(data)} bytes are not the {expected.size} that {MANIFEST} lists; "
+            f"{directory / name} was changed: {how} is not what {MANIFEST} lists; "
             f"copy the bundle again, then run `kizu verify {directory}`"
         )
     return data

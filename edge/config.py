@@ -218,6 +218,7 @@ def _suggestion(steps: list[str | int]) -> str:
     key, known = _pattern(steps), sorted(keys())
     section = key.rpartition(".")[0]
     siblings = [name for name in known if name.rpartition(".")[0] == section]
+    siblings += [] if section else _TABLES
     near = difflib.get_close_matches(key, siblings, 1, 0.7) or difflib.get_close_matches(key, known, 1, 0.7)
     if near:
         return (

@@ -31,6 +31,7 @@ from edge.metrics import Metrics, MetricsServer
 from edge.payloads import FrameLimits
 from edge.pipeline import Pipeline
 from edge.protocols import Clock, Engine
+from edge.sockets import check_address
 from edge.stages.decide import Decide
 from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
@@ -75,6 +76,7 @@ def check(config: EdgeConfig, where: Path) -> dict[str, str | int | float | bool
     Raises:
         ConfigError, BundleError, EngineError, ParityError: what is wrong, and the next step.
     """
+    check_addresses(config, where)
     bundle = _open_bundle(config, where)
     make_stages(config, bundle, where)
     with open_warm_engine(config, bundle, where) as engine:
@@ -116,34 +118,38 @@ def serve(
     log = structlog.get_logger(line=config.line)
     warn = _warner(log)
     names = [camera.name for camera in config.cameras]
+    check_addresses(config, where)
     with ExitStack() as opened:
         notifier = opened.enter_context(Notifier())
         registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
         metrics = Metrics(registry, names, clock)
-        server = opened.enter_context(MetricsServer(registry, config.metrics.host, config.metrics.port))
+        with _named(where, "metrics"):
+            server = opened.enter_context(MetricsServer(registry, config.metrics.host, config.metrics.port))
         bundle = _open_bundle(config, where)
         stages = make_stages(config, bundle, where)
         _warn_of_bundle(config, bundle, warn)
         pipeline: Pipeline | None = None
 
         def log_failed(why: str) -> None:
-            warn("event log failed", {"error": why})
+            warn("event log failed", {"path": config.log.path, "error": why})
             if pipeline is not None:
-                pipeline.fail(why)
+                pipeline.fail(f"event log {config.log.path}: {why}")
 
         # Twice what can be in flight: frames of a camera's earlier epoch may still be there.
         capacity = config.window * len(names)
-        event_log = EventLog(Path(config.log.path), clock, capacity=max(1024, 2 * capacity), on_failure=log_failed)
+        with _named(where, "log.path"):
+            event_log = EventLog(Path(config.log.path), clock, capacity=max(1024, 2 * capacity), on_failure=log_failed)
         opened.callback(event_log.close)
-        publisher = Publisher(
-            config.events_address,
-            config.line,
-            clock,
-            head=(event_log.epoch, event_log.head),
-            plain_off_host=config.plain_off_host,
-        )
+        with _named(where, "events_address"):
+            publisher = Publisher(
+                config.events_address,
+                config.line,
+                clock,
+                head=(event_log.epoch, event_log.head),
+                plain_off_host=config.plain_off_host,
+            )
         opened.callback(publisher.close)
         with warming_masks():
             engine = open_warm_engine(config, bundle, where)
@@ -155,18 +161,21 @@ def serve(
         metrics.set_model(
             bundle.model_id, manifest.name, manifest.method, manifest.preset, stages.decide.calibration.certified
         )
-        source = ZeroMqSource(
-            config.frames_address,
-            clock,
-            cameras=names,
-            window=config.window,
-            known=event_log.contains,
-            acked_through=event_log.acked_through,
-            on_refused=metrics.refuse,
-            on_duplicate=metrics.duplicate,
-            limits=FrameLimits(max_pixels=config.limits.max_pixels, max_payload_bytes=config.limits.max_payload_bytes),
-            plain_off_host=config.plain_off_host,
-        )
+        with _named(where, "frames_address"):
+            source = ZeroMqSource(
+                config.frames_address,
+                clock,
+                cameras=names,
+                window=config.window,
+                known=event_log.contains,
+                acked_through=event_log.acked_through,
+                on_refused=metrics.refuse,
+                on_duplicate=metrics.duplicate,
+                limits=FrameLimits(
+                    max_pixels=config.limits.max_pixels, max_payload_bytes=config.limits.max_payload_bytes
+                ),
+                plain_off_host=config.plain_off_host,
+            )
         pipeline = Pipeline(
             source=source,
             engine=engine,
@@ -277,6 +286,10 @@ def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:
     Raises:
         ConfigError: the configuration asks for what the bundle cannot do.
     """
+    from edge.engines.registry import require_device
+
+    with _named(where, "engine.device"):
+        require_device(config.engine.backend, config.engine.device, ConfigError)
     manifest, calibration = bundle.manifest, bundle.calibration
     if config.batching.max_batch > manifest.input.max_batch:
         raise ConfigError(
@@ -293,6 +306,30 @@ def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:
         segment=Segment(calibration.pixel_threshold, max(1, config.segment.min_area_px or calibration.min_area_px)),
         decide=Decide(calibration, bundle.model_id),
     )
+
+
+def check_addresses(config: EdgeConfig, where: Path) -> None:
+    """Refuse addresses that could never be bound, without binding them.
+
+    Raises:
+        ConfigError: names file and key.
+    """
+    for key in ("frames_address", "events_address"):
+        with _named(where, key):
+            check_address(getattr(config, key), config.plain_off_host)
+    if config.frames_address == config.events_address and not config.frames_address.endswith(":*"):
+        raise ConfigError(
+            f"{where}: events_address: {config.events_address!r} is the frames_address as well; give it its own port"
+        )
+
+
+@contextmanager
+def _named(where: Path, key: str) -> Iterator[None]:
+    """Say which file and key a refusal is about."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {key}: {error}") from None
 
 
 def _open_bundle(config: EdgeConfig, where: Path) -> ModelBundle:

@@ -181,14 +181,17 @@ class CameraSender:
         while self._next > self._limit() or len(self._kept) >= self._window:
             remaining_ns = deadline_ns - self._clock.monotonic_ns()
             if remaining_ns <= 0:
-                state = (
-                    f"{len(self._kept)} frames unacknowledged" if self._granted else "it has not admitted this camera"
-                )
                 raise SinkFull(
-                    f"camera {self._camera}: no credit from {self._address} within {timeout_s} s, {state}; "
+                    f"camera {self._camera}: no credit from {self._address} within {timeout_s} s, {self._standing()}; "
                     "is the daemon running, and is this camera in its configuration?"
                 )
             self.pump(remaining_ns / 1e9)
+
+    def _standing(self) -> str:
+        """What became of this camera's frames so far, in words."""
+        if self._kept:
+            return f"{len(self._kept)} frames unacknowledged"
+        return f"after {self.acknowledged} frames" if self._next else "it has not admitted this camera"
 
     def _limit(self) -> int:
         """The highest sequence that may be out."""

@@ -119,7 +119,8 @@ class _FrameName(msgspec.Struct, frozen=True):
     camera: str
     epoch: Unsigned
     sequence: Unsigned
-    captured_ns: Unsigned
+    # Names nothing, so a wrong one must not cost the frame its verdict; 0 stands for "not known".
+    captured_ns: object = 0
 
 
 class _Envelope(msgspec.Struct, frozen=True):
@@ -179,7 +180,8 @@ def parse_camera_message(parts: Sequence[Buffer]) -> Hello | FrameHeader | BadFr
     except msgspec.ValidationError as error:
         named = _decode(_frame_name, parts[0])
         check_name(named.camera, "camera")
-        frame_id = FrameId(named.camera, named.epoch, named.sequence, named.captured_ns)
+        captured_ns = named.captured_ns if isinstance(named.captured_ns, int) else 0
+        frame_id = FrameId(named.camera, named.epoch, named.sequence, captured_ns if 0 <= captured_ns < 2**63 else 0)
         return BadFrame(frame_id, "format", f"frame header: {error}")
     check_name(header.camera, "camera")
     if len(parts) != 2:

@@ -54,6 +54,8 @@ def demo(
 
     if picture is not None and picture.suffix not in SUFFIXES:
         raise CommandError(f"--picture {picture}: the name must end in one of {', '.join(SUFFIXES)}")
+    if picture is not None and not picture.parent.is_dir():
+        raise CommandError(f"--picture {picture}: its folder does not exist; make it first")
     # A terminated demo must end its daemon too.
     signal.signal(signal.SIGTERM, _terminated)
     console = Console(stderr=as_json, highlight=False)

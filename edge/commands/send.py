@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, TextIO, cast
 
 import typer
 
-from edge.errors import CommandError, EndOfStream, SinkError, SinkFull, SourceTimeout
+from edge.errors import CommandError, DataError, EndOfStream, SinkError, SinkFull, SourceTimeout, WireError
 
 if TYPE_CHECKING:
     from edge.protocols import Clock, Source
@@ -25,7 +25,9 @@ _REPORT_S: Final = 60.0
 
 
 def send(
-    source: Annotated[str, typer.Argument(help="Folder of images, video file, URL, or number of a camera device.")],
+    source: Annotated[
+        str, typer.Argument(help="Folder of images, image, video file, URL, or number of a camera device.")
+    ],
     camera: Annotated[str, typer.Option(help="Name of the camera, as in the daemon's configuration.")],
     to: Annotated[str, typer.Option(help="The daemon's address, e.g. tcp://127.0.0.1:5550.")],
     fps: Annotated[float | None, typer.Option(help="Frames per second; default: as fast as they are admitted.")] = None,
@@ -41,16 +43,13 @@ def send(
 
     Raises:
         CommandError: an option cannot be used.
-        DataError: the folder is missing or empty.
+        DataError: the folder is missing or empty, or no file in it is a picture.
         SinkError: the daemon admitted nothing for `timeout` seconds, or never acknowledged some frames.
     """
     from edge.clock import SystemClock
     from edge.sender import CameraSender
 
-    if encoding not in ENCODINGS:
-        raise CommandError(f"--encoding {encoding}: expected one of {', '.join(ENCODINGS)}")
-    if fps is not None and not fps > 0:
-        raise CommandError(f"--fps {fps}: expected a positive number")
+    _check_options(camera, fps, encoding, timeout)
     clock = SystemClock()
     pictures = open_source(source, camera, clock)
     with pictures, CameraSender(to, camera, clock=clock, plain_off_host=plain_off_host) as sender:
@@ -63,24 +62,45 @@ def send(
                     job.send_all(again)
         except KeyboardInterrupt:
             print("stopping: waiting for acknowledgements", file=sys.stderr)
+        except SinkFull:
+            job.conclude(sender.left)
+            raise
         left = sender.drain(timeout)
-        job.line.close()
-        typer.echo(f"sent {sender.sent}, resent {sender.resent}, acknowledged {sender.acknowledged}, left {left}")
+        job.conclude(left)
         if left:
             raise SinkError(f"{left} frames were never acknowledged by {to} within {timeout} s; see the daemon's log")
+        if job.skipped and not job.taken:
+            raise DataError(f"{source}: none of its {job.skipped} files is a picture that can be sent; see above")
+
+
+def _check_options(camera: str, fps: float | None, encoding: str, timeout: float) -> None:
+    from edge.wire import check_name
+
+    try:
+        check_name(camera, "--camera")
+    except WireError as error:
+        raise CommandError(str(error)) from None
+    if encoding not in ENCODINGS:
+        raise CommandError(f"--encoding {encoding}: expected one of {', '.join(ENCODINGS)}")
+    if fps is not None and not 1e-3 <= fps <= 1e6:
+        raise CommandError(f"--fps {fps}: expected a number of frames per second from 0.001 to 1000000")
+    if not 0 < timeout <= 1e6:
+        raise CommandError(f"--timeout {timeout}: expected a number of seconds above 0, at most 1000000")
 
 
 def open_source(target: str, camera: str, clock: Clock) -> Source:
-    """A folder, or else what OpenCV opens: a device number, a URL or a file.
+    """A folder or a picture, or else what OpenCV opens: a device number, a URL or a video file.
 
     Raises:
         DataError: the folder holds no image.
         CommandError: there is no such file.
     """
+    from edge.images import IMAGE_SUFFIXES
     from edge.sources.folder import FolderSource
     from edge.sources.video import VideoSource
 
-    if Path(target).is_dir():
+    # As a "video" a picture would pass OpenCV unguarded: a truncated one would be sent as if it were whole.
+    if Path(target).is_dir() or (Path(target).is_file() and Path(target).suffix.lower() in IMAGE_SUFFIXES):
         return FolderSource(Path(target), camera, clock=clock, recursive=True)
     if not target.isdigit() and "://" not in target and not Path(target).exists():
         raise CommandError(f"{target}: no such folder or file; expected DIR, VIDEO, URL or the number of a device")
@@ -100,6 +120,7 @@ class _Job:
     taken: int = 0
     skipped: int = 0
     due_ns: int = 0
+    told: set[str] = field(default_factory=set)
     line: _ProgressLine = field(default_factory=lambda: _ProgressLine(sys.stderr))
 
     @property
@@ -120,10 +141,18 @@ class _Job:
                 return
             if isinstance(picture, Unreadable):
                 self.skipped += 1
-                self.line.say(f"skipped: {picture.detail}")
+                if picture.detail not in self.told:  # once, not once in each round of --loop
+                    self.told.add(picture.detail)
+                    self.line.say(f"skipped: {picture.detail}")
             elif not live or self.clock.monotonic_ns() >= self.due_ns:
                 # A live picture that comes before its time is left out: the device, not we, sets the pace.
                 self._send(picture)
+
+    def conclude(self, left: int) -> None:
+        """The last line on stdout: what became of the frames."""
+        self.line.close()
+        sender = self.sender
+        typer.echo(f"sent {sender.sent}, resent {sender.resent}, acknowledged {sender.acknowledged}, left {left}")
 
     def _send(self, frame: Frame) -> None:
         now_ns = self.clock.monotonic_ns()
@@ -134,10 +163,7 @@ class _Job:
         if self.fps is not None:
             self.due_ns = max(self.due_ns, now_ns - round(1e9 / self.fps)) + round(1e9 / self.fps)
         captured_ns = frame.id.captured_ns
-        try:
-            self.sender.send(frame.image, encoding=self.encoding, captured_ns=captured_ns, timeout_s=self.timeout_s)
-        except SinkFull as full:
-            raise SinkError(str(full)) from None
+        self.sender.send(frame.image, encoding=self.encoding, captured_ns=captured_ns, timeout_s=self.timeout_s)
         self.taken += 1
         self.line.show(f"sent {self.taken}, acknowledged {self.sender.acknowledged}, skipped {self.skipped}")
 

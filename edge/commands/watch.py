@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from edge.errors import CommandError, SourceTimeout
+from edge.errors import CommandError, SourceTimeout, WireError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,11 +37,17 @@ def watch(
     """Show events as they come; Ctrl-C ends it. Missed events are counted on stderr.
 
     Raises:
-        CommandError: the masks' folder cannot be made.
+        CommandError: a camera's name is malformed, or the masks' folder cannot be made.
         ConfigError: the address cannot be used.
     """
     from edge.client import Subscriber
+    from edge.wire import check_name
 
+    try:
+        for name in camera or ():
+            check_name(name, "--camera")
+    except WireError as error:
+        raise CommandError(str(error)) from None
     if masks is not None:
         try:
             masks.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,16 @@ def require_backend(name: str, error: type[KizuError] = EngineError) -> Backend:
     return cast(Backend, name)
 
 
+def require_device(backend: str, device: str, error: type[KizuError] = EngineError) -> None:
+    """Refuse a device that `backend` does not know.
+
+    Raises:
+        error: there is no such device; the message lists those there are.
+    """
+    if device != "cpu":
+        raise error(f"device {device!r} is unknown to backend {backend!r}; expected 'cpu'")
+
+
 def open_engine(
     bundle: ModelBundle,
     *,
@@ -48,8 +58,7 @@ def open_engine(
         raise EngineError(f"max_batch is {batch}; bundle {bundle.path} was exported for 1 to {largest}")
     if streams < 1:
         raise EngineError(f"streams is {streams}; expected 1 or more")
-    if device != "cpu":
-        raise EngineError(f"device {device!r} is unknown to backend {backend!r}; expected 'cpu'")
+    require_device(backend, device)
     if backend == "openvino":
         from edge.engines.openvino import OpenVinoEngine
 

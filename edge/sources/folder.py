@@ -24,6 +24,7 @@ EPOCH_BITS = 53
 class FolderSource:
     """Reads the images of `folder` (and, if `recursive`, of the folders below) as frames of `camera`.
 
+    `folder` may also be one image file, which is then the only frame.
     `fps` None gives them as fast as they are asked for; `loop` starts over at the end; `channels` as in `read_image`.
     The list of files is made once. A file that is no admissible image becomes Unreadable and takes its sequence number:
     it is never skipped in silence.
@@ -104,6 +105,8 @@ class FolderSource:
 
 def _images_in(folder: Path, recursive: bool) -> tuple[Path, ...]:
     """Image files by name, found by their suffix."""
+    if folder.is_file() and folder.suffix.lower() in IMAGE_SUFFIXES:
+        return (folder,)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected one with {', '.join(sorted(IMAGE_SUFFIXES))} files")
     inside = folder.rglob("*") if recursive else folder.iterdir()

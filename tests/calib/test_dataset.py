@@ -59,6 +59,8 @@ def test_masks_of_ones_and_of_255_are_the_same(test_folder: Path) -> None:
 
 def test_what_is_no_test_set_is_refused_with_the_layout(tmp_path: Path, test_folder: Path) -> None:
     """No test folder, an empty one, a file beside the kinds, a damaged mask."""
+    with pytest.raises(DataError, match=r"absent: no such folder"):
+        read_test_set(tmp_path / "absent")
     with pytest.raises(DataError, match=r"no folder `test`"):
         read_test_set(tmp_path)
     (tmp_path / "empty" / "test").mkdir(parents=True)

@@ -71,6 +71,7 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: py
     ("change", "expected"),
     [
         (("[log]", "[log]\nfsync = true"), r"line.toml:13: log.fsync: unknown key"),
+        (("[log]", "[lgo]"), r":12: lgo: unknown key; known here: .*\blog\b"),
         (("[log]", "[batching]\nmax_wait = 5\n[log]"), r":13: batching.max_wait: .*max_wait_ms.*milliseconds"),
         (("[log]", "[batching]\nmax_wait_s = 5\n[log]"), r":13: batching.max_wait_s: .*max_wait_ms"),
         (("[log]", '[batching]\nmax_wait_ms = "5 ms"\n[log]'), r":13: batching.max_wait_ms: expected.*plain number"),

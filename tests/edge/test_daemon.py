@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -15,7 +17,7 @@ import pytest
 
 from edge import daemon
 from edge.bundle import Golden, ModelBundle
-from edge.config import EdgeConfig, load_config
+from edge.config import EdgeConfig, EngineConfig, LogConfig, load_config
 from edge.daemon import Ready, StopRequest
 from edge.demo.line import write_config
 from edge.errors import BundleError, ConfigError, KizuError, ParityError
@@ -120,6 +122,68 @@ def test_a_missing_bundle_names_the_configurations_key(tmp_path: Path, tiny_bund
         daemon.check(config, Path("line.toml"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"frames_address": "udp://x"}, r"line.toml: frames_address: .*expected tcp://HOST:PORT"),
+        ({"events_address": "tcp://0.0.0.0:5551"}, r"line.toml: events_address: .*plain_off_host"),
+        ({"frames_address": "tcp://127.0.0.1:5550", "events_address": "tcp://127.0.0.1:5550"}, "its own port"),
+        ({"engine": EngineConfig(device="GPU")}, r"line.toml: engine.device: device 'GPU'"),
+    ],
+)
+def test_check_finds_what_could_never_run(
+    tmp_path: Path, tiny_bundle: ModelBundle, changes: dict[str, object], words: str
+) -> None:
+    """`kizu run --check` opens no port, but it does not bless an address or a device that cannot be."""
+    config = msgspec.structs.replace(config_of(tmp_path, tiny_bundle), **changes)
+
+    with pytest.raises(ConfigError, match=words):
+        daemon.check(config, Path("line.toml"))
+    with pytest.raises(ConfigError, match=words):
+        daemon.serve(config, Path("line.toml"), StopRequest())
+
+
+@pytest.mark.parametrize("key", ["frames_address", "events_address"])
+def test_a_port_in_use_names_the_configurations_key(tmp_path: Path, tiny_bundle: ModelBundle, key: str) -> None:
+    """Two addresses stand in the file; the message says which of them."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"tcp://127.0.0.1:{other.getsockname()[1]}"
+        config = msgspec.structs.replace(config_of(tmp_path, tiny_bundle, engine=FAKE), **{key: address})
+
+        with pytest.raises(ConfigError, match=rf"line.toml: {key}: .*in use"):
+            daemon.serve(config, Path("line.toml"), StopRequest())
+
+
+def test_a_log_that_cannot_be_opened_names_the_configurations_key(tmp_path: Path, tiny_bundle: ModelBundle) -> None:
+    """A folder in the file's place."""
+    config = msgspec.structs.replace(config_of(tmp_path, tiny_bundle, engine=FAKE), log=LogConfig(path=str(tmp_path)))
+
+    with pytest.raises(ConfigError, match=r"line.toml: log.path: .*Is a directory"):
+        daemon.serve(config, Path("line.toml"), StopRequest())
+
+
+def test_a_full_disk_ends_the_line_and_names_the_log(
+    tmp_path: Path, tiny_bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit status 1; whoever reads the last line knows which disk to look at. Nothing was acknowledged."""
+
+    def full(self: EventLog, *entries: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    config = config_of(tmp_path, tiny_bundle, engine=FAKE)
+    monkeypatch.setattr(EventLog, "_write", full)
+    left: list[int] = []
+
+    def during(ready: Ready) -> None:
+        with CameraSender(ready.frames_address, "cam") as sender:
+            sender.send(np.full((64, 64), 128, np.uint8), encoding="raw", timeout_s=20)
+            left.append(sender.drain(1))
+
+    with pytest.raises(KizuError, match=rf"event log {config.log.path}: .*disk is full.*free or repair"):
+        serve_in_thread(config, StopRequest(), during)
+    assert left == [1]
+
+
 def test_the_smallest_region_is_the_configurations_or_the_bundles(tmp_path: Path, tiny_bundle: ModelBundle) -> None:
     """min_area_px overrides what the bundle was made with."""
     own = daemon.make_stages(config_of(tmp_path, tiny_bundle), tiny_bundle, Path("line.toml"))
@@ -146,7 +210,6 @@ def test_a_line_that_fails_is_an_error_with_its_reason(
 def test_state_and_watchdog_follow_the_line(tmp_path: Path, tiny_bundle: ModelBundle) -> None:
     """Under systemd: READY once, STATUS with the state, WATCHDOG while it moves, STOPPING at the end."""
     import os
-    import socket
 
     heard: list[str] = []
     address = f"kizu-daemon-{os.getpid()}"

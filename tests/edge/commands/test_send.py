@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from edge.clock import SystemClock
 from edge.commands.send import send
 from edge.errors import CommandError, DataError, SinkError, SourceTimeout
 from edge.images import encode_png
+from edge.payloads import encode_image
 from edge.sources.zeromq import ZeroMqSource
 from edge.types import Frame
 
@@ -131,9 +133,62 @@ def test_wrong_options_are_refused_before_anything_is_sent(tmp_path: Path) -> No
     """Exit status 2."""
     with pytest.raises(CommandError, match="encoding"):
         send(str(tmp_path), camera="cam1", to="tcp://127.0.0.1:9", encoding="gif")
-    with pytest.raises(CommandError, match="fps"):
-        send(str(tmp_path), camera="cam1", to="tcp://127.0.0.1:9", fps=0)
+    for fps in (0, -1, math.nan, math.inf, 1e-300):
+        with pytest.raises(CommandError, match="--fps"):
+            send(str(tmp_path), camera="cam1", to="tcp://127.0.0.1:9", fps=fps)
+    for timeout in (0, -1, math.nan, math.inf):
+        with pytest.raises(CommandError, match="--timeout"):
+            send(str(tmp_path), camera="cam1", to="tcp://127.0.0.1:9", timeout=timeout)
+    with pytest.raises(CommandError, match="--camera 'Left'"):
+        send(str(tmp_path), camera="Left", to="tcp://127.0.0.1:9")
     with pytest.raises(CommandError, match="no such folder or file"):
         send(str(tmp_path / "absent"), camera="cam1", to="tcp://127.0.0.1:9")
     with pytest.raises(DataError):
         send(str(tmp_path), camera="cam1", to="tcp://127.0.0.1:9")
+
+
+def test_a_single_picture_is_read_as_carefully_as_a_folder(
+    receiver: Receiver, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OpenCV would take it for a video of one frame, and send half a JPEG as if it were a whole one."""
+    send(str(folder / "b.png"), camera="cam1", to=receiver.source.address)
+    whole = encode_image(np.full((64, 64, 3), 90, np.uint8), "jpeg")[1]
+    (tmp_path / "half.jpg").write_bytes(bytes(whole)[: len(whole) // 2])
+
+    with pytest.raises(DataError, match=r"half\.jpg: none of its 1 files is a picture"):
+        send(str(tmp_path / "half.jpg"), camera="cam1", to=receiver.source.address)
+
+    assert [frame.image[0, 0, 0] for frame in receiver.frames] == [1]
+    assert "half.jpg" in capsys.readouterr().err
+
+
+def test_a_folder_without_one_usable_picture_is_an_error(receiver: Receiver, tmp_path: Path) -> None:
+    """Exit status 2: nothing sent is not done, also not with --loop, which would go round without end."""
+    (tmp_path / "a.png").write_bytes(b"no picture")
+
+    for loop in (False, True):
+        with pytest.raises(DataError, match="none of its 1 files"):
+            send(str(tmp_path), camera="cam1", to=receiver.source.address, loop=loop)
+
+
+def test_a_bad_file_is_told_once_however_often_it_comes_round(
+    receiver: Receiver, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A loop over days must not fill a log with one line."""
+    (folder / "aa.png").write_bytes(b"no picture")
+
+    send(str(folder), camera="cam1", to=receiver.source.address, loop=True, count=9)
+
+    assert capsys.readouterr().err.count("aa.png") == 1
+
+
+def test_a_daemon_that_goes_silent_leaves_a_count(
+    receiver: Receiver, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The frames that were given up are stated, and the camera is not said to be unknown."""
+    receiver.deaf.set()
+
+    with pytest.raises(SinkError, match="8 frames unacknowledged"):
+        send(str(folder), camera="cam1", to=receiver.source.address, loop=True, timeout=0.3)
+
+    assert capsys.readouterr().out == "sent 8, resent 0, acknowledged 0, left 8\n"

@@ -534,3 +534,28 @@ def test_closing_tells_the_last_state(make: Callable[..., Bench]) -> None:
     with pytest.raises(SourceBroken):
         bench.source.read(0)
     bench.source.acknowledge([("cam1", 7, 0)])
+
+
+@pytest.mark.parametrize("captured_ns", [-1, 1.7e18, "now", None, 2**63], ids=str)
+def test_a_frame_without_a_usable_time_still_gets_its_verdict(bench: Bench, captured_ns: object) -> None:
+    """The time names nothing. Refused, the frame would be a hole before which the camera waits for ever."""
+    camera = bench.camera()
+    camera.frame(0, captured_ns=captured_ns)
+    camera.frame(1)
+
+    first, second = bench.read(), bench.read()
+
+    assert isinstance(first, Unreadable) and first.reason == "format" and "captured_ns" in first.detail
+    assert (first.id.sequence, first.id.captured_ns) == (0, 0)
+    assert isinstance(second, Frame)
+
+
+def test_a_frame_without_any_time_still_gets_its_verdict(bench: Bench) -> None:
+    """As above, with the field left out."""
+    camera = bench.camera()
+    fields = {"type": "frame", "version": 1, "camera": "cam1", "epoch": 7, "sequence": 0}
+    camera.send(json.dumps(fields | {"encoding": "mono8", "width": 4, "height": 3}).encode(), PIXELS)
+
+    found = bench.read()
+
+    assert isinstance(found, Unreadable) and found.id.key == ("cam1", 7, 0)
