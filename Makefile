@@ -46,6 +46,7 @@ format: setup  ## let ruff rewrite the code
 	.venv/bin/ruff format .
 
 demo-train: setup  ## train the shipped demo bundle again, from the shipped photographs, into build/demo-bundle
+	@mkdir -p build
 	$(KIZU) train student-teacher --preset line --data edge/demo/photos --out build/demo-bundle
 
 bench: setup  ## every benchmark that needs no data beside the checkout, as JSON lines
