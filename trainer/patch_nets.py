@@ -1,7 +1,8 @@
 """The patch networks: teacher and students of one profile share this architecture.
 
-Owns the layer tables of the paper (p = 17, 33, 65), the width profiles, the input normalization and the seeded
-initialization.  Leaves losses to ``distill`` and ``methods``, and dense evaluation at other strides to ``fdfe``.
+Owns the layer tables of the paper (p = 17, 33, 65) and of EfficientAD's PDN-S, the width profiles, the input
+normalization and the seeded initialization.  Leaves losses to ``distill`` and ``methods``, and dense evaluation at
+other strides to ``fdfe``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,45 +19,58 @@ from torch import Tensor, nn
 LEAKY_SLOPE = 5e-3
 """Slope of every LeakyReLU (paper, appendix tables 4 and 5)."""
 
+Family = Literal["paper", "pdn"]
+"""Whose layer table: ``paper`` is Bergmann et al. 2020, ``pdn`` EfficientAD's patch description network PDN-S
+(Batzner et al. 2023, table 6) without padding."""
+
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One step of a patch network: a valid convolution, optionally followed by a 2 x 2 max pool of stride 2."""
+    """One step of a patch network: a valid convolution, its activation, optionally a 2 x 2 pool of stride 2.
+
+    ``negative_slope`` is the activation's; 0 makes it a plain ReLU.  The last layer has no activation in either
+    family, so its slope counts for nothing.
+    """
 
     kernel: int
-    pool: bool = False
+    pool: Literal["max", "average"] | None = None
+    negative_slope: float = LEAKY_SLOPE
 
 
 # "Consistent choice" of the paper's tables 4 and 5: the printed tables contradict themselves, these kernels are
 # the ones that give the printed output sizes (p = 33: conv1 is 5x5; p = 17: conv1 is 6x6; p = 65: conv5 is 1x1).
-LAYERS: Mapping[int, tuple[Layer, ...]] = MappingProxyType(
+LAYERS: Mapping[tuple[Family, int], tuple[Layer, ...]] = MappingProxyType(
     {
-        17: (Layer(6), Layer(5), Layer(5), Layer(4)),
-        33: (Layer(5, pool=True), Layer(5, pool=True), Layer(2), Layer(4)),
-        65: (Layer(5, pool=True), Layer(5, pool=True), Layer(5, pool=True), Layer(4), Layer(1)),
+        ("paper", 17): (Layer(6), Layer(5), Layer(5), Layer(4)),
+        ("paper", 33): (Layer(5, "max"), Layer(5, "max"), Layer(2), Layer(4)),
+        ("paper", 65): (Layer(5, "max"), Layer(5, "max"), Layer(5, "max"), Layer(4), Layer(1)),
+        ("pdn", 33): (Layer(4, "average", 0.0), Layer(4, "average", 0.0), Layer(3, None, 0.0), Layer(4, None, 0.0)),
     }
 )
 
 
 @dataclass(frozen=True, slots=True)
 class PatchNetSpec:
-    """What identifies a patch network's shape: patch side in px, widths of all but the last layer, output width.
+    """What identifies a patch network's shape: patch side in px, widths of all but the last layer, output width,
+    and whose layer table it follows.
 
     Raises:
-        ValueError: the patch has no layer table, or the widths do not fit it.
+        ValueError: the family has no layer table for the patch, or the widths do not fit it.
     """
 
     patch: int
     widths: tuple[int, ...]
     descriptor_dim: int
+    family: Family = "paper"
 
     def __post_init__(self) -> None:
-        if self.patch not in LAYERS:
-            raise ValueError(f"patch must be one of {sorted(LAYERS)} px, got {self.patch}")
-        expected = len(LAYERS[self.patch]) - 1
+        if (self.family, self.patch) not in LAYERS:
+            known = ", ".join(f"{patch} px of family {family!r}" for family, patch in LAYERS)
+            raise ValueError(f"no layer table for a patch of {self.patch} px of family {self.family!r}; known: {known}")
+        expected = len(self.layers) - 1
         if len(self.widths) != expected or min(self.widths) < 1 or self.descriptor_dim < 1:
             raise ValueError(
                 f"a p = {self.patch} network takes {expected} positive widths and a positive descriptor_dim, "
@@ -64,17 +79,17 @@ class PatchNetSpec:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """The layer table of this patch size."""
-        return LAYERS[self.patch]
+        """The layer table of this family and patch size."""
+        return LAYERS[self.family, self.patch]
 
     @property
     def stride(self) -> int:
         """Distance in input px between neighboring descriptors when the network runs on a whole image."""
-        return int(2 ** sum(layer.pool for layer in self.layers))
+        return int(2 ** sum(layer.pool is not None for layer in self.layers))
 
     @property
     def footprint(self) -> int:
-        """Side in px of what a descriptor truly sees; pooling floors, so 17, 32, 60 for p = 17, 33, 65."""
+        """Side in px of what a descriptor truly sees; pooling floors, so 17, 32, 60 for p = 17, 33, 65 (PDN: 33)."""
         side, step = 1, 1
         for layer in self.layers:
             side += (layer.kernel - 1) * step
@@ -105,7 +120,13 @@ class PatchNetSpec:
 
     def to_json(self) -> dict[str, object]:
         """A JSON-ready form; ``from_json`` reads it back."""
-        return {"patch": self.patch, "widths": list(self.widths), "descriptor_dim": self.descriptor_dim}
+        found: dict[str, object] = {
+            "patch": self.patch,
+            "widths": list(self.widths),
+            "descriptor_dim": self.descriptor_dim,
+        }
+        # Left out for the paper's nets, so that teachers written before there were families compare equal.
+        return found if self.family == "paper" else found | {"family": self.family}
 
     @classmethod
     def from_json(cls, value: object) -> PatchNetSpec:
@@ -115,19 +136,33 @@ class PatchNetSpec:
             ValueError: a key is missing, unknown or of another type.
         """
         match value:
-            case {"patch": int(patch), "widths": list(widths), "descriptor_dim": int(dim), **rest} if not rest:
-                if all(isinstance(width, int) for width in widths):
-                    return cls(patch, tuple(widths), dim)
-        raise ValueError(f"not a patch network spec: {value!r}; expected patch, widths, descriptor_dim")
+            case {"patch": int(patch), "widths": list(widths), "descriptor_dim": int(dim), **rest}:
+                family = rest.pop("family", "paper")
+                if not rest and family in ("paper", "pdn") and all(isinstance(width, int) for width in widths):
+                    return cls(patch, tuple(widths), dim, family)
+        raise ValueError(f"not a patch network spec: {value!r}; expected patch, widths, descriptor_dim, maybe family")
 
 
 PROFILES: Mapping[str, PatchNetSpec] = MappingProxyType(
     {
         "line": PatchNetSpec(patch=33, widths=(32, 64, 64), descriptor_dim=32),
+        "line-fast": PatchNetSpec(patch=33, widths=(16, 32, 32), descriptor_dim=32),
+        "line-17": PatchNetSpec(patch=17, widths=(32, 64, 64), descriptor_dim=32),
+        "line-65": PatchNetSpec(patch=65, widths=(32, 32, 32, 64), descriptor_dim=32),
+        "paper-17": PatchNetSpec(patch=17, widths=(128, 256, 256), descriptor_dim=128),
+        "paper-33": PatchNetSpec(patch=33, widths=(128, 256, 256), descriptor_dim=128),
+        "paper-65": PatchNetSpec(patch=65, widths=(128, 128, 128, 256), descriptor_dim=128),
+        "pdn-s": PatchNetSpec(patch=33, widths=(128, 256, 256), descriptor_dim=384, family="pdn"),
     }
 )
-"""Named shapes; ``line`` is the paper's p = 33 at a quarter of its width (11.1 GFLOP for teacher and 3 students at
-256 x 256 with the rim padded by reflection)."""
+"""Named shapes.
+
+``line`` is the paper's p = 33 at a quarter of its width (11.1 GFLOP for teacher and 3 students at 256 x 256 with the
+rim padded by reflection), ``line-fast`` at an eighth; ``line-17`` and ``line-65`` are the other two scales at a
+quarter.  ``paper-17``, ``paper-33`` and ``paper-65`` have the paper's widths.  Its table for p = 65 contradicts
+itself on conv3: ``paper-65`` takes 128 channels, the other reading is widths (128, 128, 256, 256).  ``pdn-s`` is
+EfficientAD's PDN-S.
+"""
 
 
 class InputNormalization(nn.Module):
@@ -165,9 +200,9 @@ class PatchNet(nn.Module):
         for index, (layer, width) in enumerate(zip(spec.layers, widths, strict=True)):
             steps.append(nn.Conv2d(channels, width, layer.kernel))
             if index + 1 < len(widths):
-                steps.append(nn.LeakyReLU(LEAKY_SLOPE))
-            if layer.pool:
-                steps.append(nn.MaxPool2d(2, 2))
+                steps.append(nn.LeakyReLU(layer.negative_slope) if layer.negative_slope else nn.ReLU())
+            if layer.pool is not None:
+                steps.append(nn.MaxPool2d(2, 2) if layer.pool == "max" else nn.AvgPool2d(2, 2))
             channels = width
         self.layers = nn.Sequential(*steps)
 
@@ -189,13 +224,13 @@ def build_patch_net(spec: PatchNetSpec, seed: int) -> PatchNet:
     with torch.random.fork_rng(devices=[]):  # torch's own initialization draws from the global generator
         net = PatchNet(spec)
     generator = torch.Generator().manual_seed(seed)
-    gain = nn.init.calculate_gain("leaky_relu", LEAKY_SLOPE)
+    convs = [module for module in net.layers if isinstance(module, nn.Conv2d)]
     with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
-                scale = 1.0 if module is net.last_conv else gain
-                module.weight.normal_(0.0, scale / math.sqrt(fan_in), generator=generator)
-                if module.bias is not None:
-                    module.bias.zero_()
+        for layer, conv in zip(spec.layers, convs, strict=True):
+            fan_in = conv.in_channels * layer.kernel**2
+            gain = nn.init.calculate_gain("leaky_relu", layer.negative_slope)
+            scale = 1.0 if conv is net.last_conv else gain
+            conv.weight.normal_(0.0, scale / math.sqrt(fan_in), generator=generator)
+            if conv.bias is not None:
+                conv.bias.zero_()
     return net
