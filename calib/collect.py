@@ -1,7 +1,7 @@
 """Runs a bundle's engine over image files and yields scores, maps and verdicts.
 
-Owns the order and what happens to bad files. The way is the daemon's, piece by piece: decode, preprocess, engine,
-map, decision. What the files are is `dataset`.
+Owns the order and what happens to bad files. The way is the daemon's, piece by piece: decode, preprocess, tiles where
+the bundle wants them, engine, map, decision. What the files are is `dataset`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from edge.protocols import Engine, Ticket
 from edge.stages.decide import Decide
 from edge.stages.infer import to_map
 from edge.stages.preprocess import Preprocess
+from edge.stages.tile import TileInput, tiling_of
 from edge.types import AnomalyMap, Frame, FrameId, ModelInput, Reason, Unreadable, Verdict
 
 COLLECT_TIMEOUT_S = 120.0
@@ -49,30 +50,39 @@ def collect(
 ) -> Iterator[Collected]:
     """Yield the answer for each of `paths`, in order; FrameId.sequence is the place in `paths`.
 
-    Each image is a batch of its own, `engine.spec.depth` of them in flight: a score then never depends on the images
-    beside it, and on a CPU larger batches are no faster. A bad file (no image, damaged, of another shape than the model
-    takes) is yielded as INCONCLUSIVE with `skip_bad`; without it, the first one ends the scoring, the remaining files
-    are only looked at, and all bad ones are refused together.
+    Each image, or each tile of one, is a batch of its own, `engine.spec.depth` of them in flight: a score then never
+    depends on the images beside it, and on a CPU larger batches are no faster. A bad file (no image, damaged, of
+    another shape than the model takes) is yielded as INCONCLUSIVE with `skip_bad`; without it, the first one ends the
+    scoring, the remaining files are only looked at, and all bad ones are refused together.
 
     Raises:
         DataError: bad files without `skip_bad`; the first few are named.
+        BundleError: the bundle's maps cannot be put together from tiles.
         EngineError: the engine failed, or gave scores that are not finite.
     """
     preprocess = Preprocess(bundle.manifest.input)
+    tiling = tiling_of(bundle.manifest.input, bundle.manifest.map)
     decide = Decide(bundle.calibration, bundle.model_id)
     waiting: deque[tuple[Ticket, Path, Frame, ModelInput]] = deque()
     bad: list[str] = []
 
-    def answer() -> Collected:
+    def answer() -> Iterator[Collected]:
+        """Take the oldest batch; nothing follows from a tile that was not its image's last."""
         ticket, path, frame, model_input = waiting.popleft()
         try:
             given, maps, scores = engine.collect(COLLECT_TIMEOUT_S)
             if given != ticket:
                 raise EngineError(f"the engine answered ticket {given} where {ticket} was due")
-            anomaly_map = to_map(model_input, maps[0], float(scores[0]), bundle.manifest.map)
+            if isinstance(model_input, TileInput):
+                stitch = model_input.stitch
+                if not stitch.put(model_input.tile, maps[0]):
+                    return
+                anomaly_map = to_map(stitch.region, stitch.scores, stitch.score, stitch.plan.geometry)
+            else:
+                anomaly_map = to_map(model_input, maps[0], float(scores[0]), bundle.manifest.map)
         except EngineError as error:
             raise EngineError(f"{path}: {error}") from error
-        return Collected(path, decide.verdict(frame, anomaly_map, ()), anomaly_map)
+        yield Collected(path, decide.verdict(frame, anomaly_map, ()), anomaly_map)
 
     for sequence, path in enumerate(paths):
         advance(sequence)
@@ -81,19 +91,20 @@ def collect(
             frame, model_input = prepared
             if bad:
                 continue
-            while len(waiting) >= engine.spec.depth:
-                yield answer()
-            ticket = engine.submit(np.ascontiguousarray(model_input.pixels[None]))
-            waiting.append((ticket, path, frame, model_input))
+            for part in (model_input,) if tiling is None else tiling.begin(model_input).tiles():
+                while len(waiting) >= engine.spec.depth:
+                    yield from answer()
+                ticket = engine.submit(np.ascontiguousarray(part.pixels[None]))
+                waiting.append((ticket, path, frame, part))
         elif skip_bad:
             while waiting:  # answers keep the order of the files
-                yield answer()
+                yield from answer()
             reason = Reason.SHAPE if prepared.reason == "shape" else Reason.UNREADABLE
             yield Collected(path, decide.inconclusive(prepared, reason, prepared.detail), None, prepared.detail)
         else:
             bad.append(prepared.detail)
     while waiting:
-        yield answer()
+        yield from answer()
     advance(len(paths))
     if bad:
         raise DataError(_refusal(bad, len(paths)))

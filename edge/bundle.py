@@ -72,9 +72,11 @@ _T = TypeVar("_T")
 class InputSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the graph takes: `frames` uint8 (N <= max_batch, height, width, channels).
 
-    `fit` is how a frame gets there: `resize` (the ROI scaled to height x width) or `tile`. `aspect` says what `resize`
-    does with another aspect ratio: `stretch`, or `keep` (scaled to fit, the rest filled by reflection).
-    `min_side_px` and `max_side_px` bound the frame's own sides; a frame outside is refused as of another shape.
+    `fit` is how a frame gets there: `resize` (the ROI scaled to height x width) or `tile` (the ROI as it is, cut into
+    overlapping tiles of height x width whose maps are put together). `aspect` says what `resize` does with another
+    aspect ratio: `stretch`, or `keep` (scaled to fit, the rest filled by reflection).
+    `min_side_px` and `max_side_px` bound the frame's own sides, and with `tile` the first one the ROI's as well; a
+    frame outside is refused as of another shape.
     """
 
     height: int
@@ -91,7 +93,9 @@ class MapGeometry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where the map's cells lie in model pixels.
 
     Cell (i, j) is centered at pixel index (`offset_y` + i * stride, `offset_x` + j * stride), where whole numbers are
-    pixel centers. `reduction` is how the image score follows from the map.
+    pixel centers. `reduction` is how the image score follows from the map. `rim_px` is how many model pixels at each
+    side see padding inside the graph: cells centered there are right at a frame's own edge only, so tiles overlap by
+    them. 0 is a graph without padding, whose cells see 2 * offset + 1 pixels each.
     """
 
     height: int
@@ -100,6 +104,7 @@ class MapGeometry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     offset_y: float
     offset_x: float
     reduction: Literal["max", "mean", "top-q"] = "max"
+    rim_px: int = 0
 
 
 class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -399,6 +404,11 @@ def _require_sane_geometry(where: Path, manifest: Manifest) -> None:
         wrong = f"map {cells.height} x {cells.width}"
     elif not (cells.stride > 0 and math.isfinite(cells.stride + cells.offset_y + cells.offset_x)):
         wrong = f"map stride {cells.stride}, offsets {cells.offset_y} and {cells.offset_x}"
+    elif not 0 <= cells.rim_px <= 16384:
+        wrong = f"map rim of {cells.rim_px} px"
+    elif spec.fit == "tile" and (cells.stride != int(cells.stride) or cells.reduction == "top-q"):
+        # One grid for all tiles; and the best q of a whole map are not among those of its tiles' scores.
+        wrong = f"fit 'tile' (whole strides, reduction max or mean) with stride {cells.stride}, {cells.reduction!r}"
     elif not (1 <= spec.min_side_px <= spec.max_side_px):
         wrong = f"frame sides from {spec.min_side_px} to {spec.max_side_px} px"
     elif not (0 < tolerance.absolute < math.inf and 0 <= tolerance.relative < math.inf):

@@ -35,6 +35,7 @@ from edge.sockets import check_address
 from edge.stages.decide import Decide
 from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
+from edge.stages.tile import Tiling, tiling_of
 
 STOP_TIMEOUT_S: Final = 20.0
 _TICK_S: Final = 0.2
@@ -285,6 +286,7 @@ def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:
 
     Raises:
         ConfigError: the configuration asks for what the bundle cannot do.
+        BundleError: the bundle's maps cannot be put together from tiles.
     """
     from edge.engines.registry import require_device
 
@@ -305,7 +307,24 @@ def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:
         preprocess={camera.name: Preprocess(manifest.input, camera.roi_xywh) for camera in config.cameras},
         segment=Segment(calibration.pixel_threshold, max(1, config.segment.min_area_px or calibration.min_area_px)),
         decide=Decide(calibration, bundle.model_id),
+        tiling=_tiling(config, bundle, where),
     )
+
+
+def _tiling(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Tiling | None:
+    spec = bundle.manifest.input
+    try:
+        tiling = tiling_of(spec, bundle.manifest.map)
+    except BundleError as error:
+        raise BundleError(f"{where}: bundle: {error}") from error
+    for camera in config.cameras:
+        if tiling is not None and camera.roi_xywh is not None and min(camera.roi_xywh[2:]) < spec.min_side_px:
+            raise ConfigError(
+                f"{where}: cameras: roi_xywh of {camera.name} is {camera.roi_xywh[2]} x {camera.roi_xywh[3]} px, but "
+                f"bundle {config.bundle} takes regions at their own size, of at least {spec.min_side_px} px a side; "
+                "make it larger"
+            )
+    return tiling
 
 
 def check_addresses(config: EdgeConfig, where: Path) -> None:

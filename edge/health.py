@@ -29,8 +29,8 @@ class State(StrEnum):
 class Progress:
     """A reading of the pipeline; times are of the monotonic clock.
 
-    `moved_ns` is the last durable verdict, or the first frame that waits since; `source_ns` is when the source's thread
-    last came round.
+    `moved_ns` is the last durable verdict or batch of tiles, or the first frame that waits since; `source_ns` is when
+    the source's thread last came round.
     """
 
     in_flight: int

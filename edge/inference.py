@@ -6,7 +6,7 @@ Owns the engine while the line runs. Threads, the log and the order of stopping 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Final
@@ -22,6 +22,7 @@ from edge.stages.decide import Decide
 from edge.stages.infer import Batch, MicroBatcher
 from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
+from edge.stages.tile import Stitch, TileInput, Tiling
 from edge.types import Frame, ModelInput, Reason, Unreadable
 
 FrameKey = tuple[str, int, int]
@@ -33,7 +34,10 @@ _IDLE_TIMEOUT_S: Final = 0.25
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stages:
-    """What is done to a frame: preprocessing by camera, geometry, segmentation, decision, and the line's name."""
+    """What is done to a frame: preprocessing by camera, geometry, segmentation, decision, and the line's name.
+
+    `tiling` is `tile.tiling_of` the bundle: None if and only if its frames are resized.
+    """
 
     line: str
     input: InputSpec
@@ -41,16 +45,25 @@ class Stages:
     preprocess: Mapping[str, Preprocess]
     segment: Segment
     decide: Decide
+    tiling: Tiling | None = None
+
+    def __post_init__(self) -> None:
+        if (self.tiling is None) == (self.input.fit == "tile"):
+            raise ValueError(f"fit is {self.input.fit!r} but tiling is {self.tiling}; take it from tiling_of")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scored:
-    """One collected batch: each frame with its model input, map and score."""
+    """One collected batch, or one frame put together from its tiles: each frame with its model input, map and score.
+
+    `geometry` is that of these maps.
+    """
 
     frames: tuple[Frame, ...]
     inputs: tuple[ModelInput, ...]
     maps: NDArray[np.float32]
     scores: NDArray[np.float32]
+    geometry: MapGeometry
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +78,8 @@ class Unjudged:
 class EngineRunner:
     """The inference thread's work: frames into batches, batches through the engine, as many in flight as it keeps.
 
-    The only user of the engine once the thread runs.
+    The only user of the engine once the thread runs. With a tiling, batches hold tiles, of more than one frame where
+    they meet; a frame is handed over when its last tile was collected, and given up with its first that failed.
     """
 
     def __init__(
@@ -82,6 +96,8 @@ class EngineRunner:
     ) -> None:
         self.lost = False
         """Whether the engine is given up; read by other threads."""
+        self.moved_ns = 0
+        """When a batch of tiles was last collected: a large frame takes long but moves; read by other threads."""
         self._engine = engine
         self._open_engine = open_engine
         self._stages = stages
@@ -92,6 +108,9 @@ class EngineRunner:
         self._depth = engine.spec.depth
         self._batcher = MicroBatcher(stages.input, max_batch=max_batch, wait_ns=wait_ns, depth=self._depth, clock=clock)
         self._frames: dict[FrameKey, Frame] = {}
+        # In place of the above where frames are tiled; no key, for a frame given up may come again under its name.
+        self._stitching: dict[Stitch, Frame] = {}
+        self._tiles: Iterator[TileInput] = iter(())  # what is left of the frame that was taken last
         self._out: deque[tuple[Ticket, Batch, int]] = deque()
         self._failures = 0
         self._reopened = False
@@ -117,6 +136,9 @@ class EngineRunner:
     def _gather(self, frames: SimpleQueue[Frame | None]) -> tuple[Batch | None, bool]:
         """Take frames until a batch is full or due; collect one instead where that is what there is to do."""
         while True:
+            for tile in self._tiles:
+                if batch := self._batcher.add(tile):
+                    return batch, True
             wait_s = self._patience_s()
             try:
                 frame = frames.get(timeout=wait_s) if wait_s > 0 else frames.get_nowait()
@@ -150,10 +172,23 @@ class EngineRunner:
         except ImageRefused as refused:
             self._hand_over(Unjudged(frame, Reason.SHAPE, str(refused)))
             return None
-        self._frames[frame.id.key] = frame
-        batch = self._batcher.add(model_input)
+        batch = None
+        if self._stages.tiling is None:
+            self._frames[frame.id.key] = frame
+            batch = self._batcher.add(model_input)
+        else:
+            stitch = self._stages.tiling.begin(model_input)
+            self._stitching[stitch] = frame
+            self._tiles = self._awaited(stitch)
         self._metrics.observe("preprocess", self._clock.monotonic_ns() - started_ns)
         return batch
+
+    def _awaited(self, stitch: Stitch) -> Iterator[TileInput]:
+        """The tiles of a frame for as long as it can still be judged."""
+        for tile in stitch.tiles():
+            if stitch not in self._stitching:
+                return
+            yield tile
 
     def _submit(self, batch: Batch) -> None:
         if self.lost:  # the batch was closed before the engine was given up
@@ -180,9 +215,30 @@ class EngineRunner:
             return
         self._failures = 0
         self._metrics.observe("engine", self._clock.monotonic_ns() - started_ns)
+        if self._stages.tiling is not None:
+            self._batcher.release(batch)
+            self._stitch(batch, maps)
+            return
         frames = self._take(batch)
         self._batcher.release(batch)
-        self._hand_over(Scored(frames, batch.inputs, maps, scores))
+        self._hand_over(Scored(frames, batch.inputs, maps, scores, self._stages.geometry))
+
+    def _stitch(self, batch: Batch, maps: NDArray[np.float32]) -> None:
+        """Put the tiles of a batch into their frames' maps; what was given up meanwhile is passed over."""
+        self.moved_ns = self._clock.monotonic_ns()
+        for item, cells in zip(batch.inputs, maps, strict=True):
+            assert isinstance(item, TileInput)  # begin makes nothing else
+            stitch = item.stitch
+            if stitch not in self._stitching:
+                continue
+            try:
+                complete = stitch.put(item.tile, cells)
+            except EngineError as error:
+                self._give_up((self._stitching.pop(stitch),), str(error))
+                continue
+            if complete:
+                frame, score = self._stitching.pop(stitch), np.array([stitch.score], np.float32)
+                self._hand_over(Scored((frame,), (stitch.region,), stitch.scores[None], score, stitch.plan.geometry))
 
     def _fail(self, batch: Batch, why: str) -> None:
         self._metrics.engine_failures.inc()
@@ -221,4 +277,8 @@ class EngineRunner:
             self._hand_over(Unjudged(frame, Reason.ENGINE, why))
 
     def _take(self, batch: Batch) -> tuple[Frame, ...]:
-        return tuple(self._frames.pop(item.frame_id.key) for item in batch.inputs)
+        if self._stages.tiling is None:
+            return tuple(self._frames.pop(item.frame_id.key) for item in batch.inputs)
+        # Several tiles may be of one frame, and that may have been given up with an earlier batch.
+        stitches = dict.fromkeys(item.stitch for item in batch.inputs if isinstance(item, TileInput))
+        return tuple(self._stitching.pop(stitch) for stitch in stitches if stitch in self._stitching)

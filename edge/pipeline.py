@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge import images, wire
+from edge.bundle import MapGeometry
 from edge.errors import EndOfStream, EngineError, KizuError, SinkError, SourceTimeout
 from edge.events import DefectEvent, event_of
 from edge.health import Progress
@@ -127,7 +128,8 @@ class Pipeline:
 
     def progress(self) -> Progress:
         """A reading for `health.state_of`."""
-        return Progress(self._account.in_flight, self._account.progress_ns, self._source_ns, self._runner.lost)
+        moved_ns = max(self._account.progress_ns, self._runner.moved_ns)
+        return Progress(self._account.in_flight, moved_ns, self._source_ns, self._runner.lost)
 
     def start(self) -> None:
         """Start all threads."""
@@ -255,12 +257,14 @@ class Pipeline:
                 self._conclude(self._stages.decide.inconclusive(item.frame, item.reason, detail))
                 continue
             for frame, model_input, scores, score in zip(item.frames, item.inputs, item.maps, item.scores, strict=True):
-                self._conclude(self._judge(frame, model_input, scores, float(score)))
+                self._conclude(self._judge(frame, model_input, scores, float(score), item.geometry))
 
-    def _judge(self, frame: Frame, model_input: ModelInput, scores: NDArray[np.float32], score: float) -> Verdict:
+    def _judge(
+        self, frame: Frame, model_input: ModelInput, scores: NDArray[np.float32], score: float, geometry: MapGeometry
+    ) -> Verdict:
         started_ns = self._clock.monotonic_ns()
         try:
-            anomaly_map = to_map(model_input, scores, score, self._stages.geometry)
+            anomaly_map = to_map(model_input, scores, score, geometry)
         except EngineError as error:
             return self._stages.decide.inconclusive(frame, Reason.ENGINE, str(error)[:_MAX_DETAIL])
         height, width = frame.image.shape[:2]

@@ -85,6 +85,7 @@ class Unreadable:
 class ModelInput:
     """What the graph takes: `pixels` (h, w, C) uint8; `roi` maps them back to frame pixels.
 
+    Where frames are tiled it is at first the whole region at its own size, which `stages.tile` cuts up.
     `extent` is the frame rectangle that was really looked at: less than `roi` where an aspect was kept by reflection or
     a partial block was filled up. None means all of `roi`.
     """

@@ -1,13 +1,15 @@
 """Training sets: good images of one product, prepared exactly as the runtime prepares frames, split by physical part.
 
-Owns finding, hashing, reading and refusing files, and the held-out split.  Leaves decoding to ``edge.images`` and
-resizing to ``edge.stages.preprocess``, so that training and inspection cannot differ in a pixel.
+Owns finding, hashing, reading and refusing files, the crops of images that are not resized, and the held-out split.
+Leaves decoding to ``edge.images``, resizing to ``edge.stages.preprocess`` and cutting to ``edge.stages.tile``, so that
+training and inspection cannot differ in a pixel.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -23,6 +25,7 @@ from edge.bundle import InputSpec
 from edge.errors import DataError, ImageRefused
 from edge.images import IMAGE_SUFFIXES, read_image
 from edge.stages.preprocess import prepare
+from edge.stages.tile import cut
 from trainer.method import Frames
 
 MIN_HELD_OUT = 6
@@ -32,6 +35,12 @@ DISJOINT_FROM = 40
 
 RAM_LIMIT_BYTES = 2 << 30
 """Prepared images beyond this live in an unnamed temporary file that the system pages in as needed."""
+
+OVERLAP = 4
+"""Crops overlap by at least one part in this many of their side: 64 of 256 px, where no shipped network sees more than
+60, so whatever a cell can see in an image lies in one crop as a whole."""
+
+Fit = Literal["resize", "tile"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +56,8 @@ class TrainingSet:
     """Prepared good images: ``frames`` (n, h, w, C) uint8, C = 1 if every file is gray, else 3.
 
     ``names`` are relative to ``folder``, sorted; ``file_sha256`` belongs to each; ``data_sha256`` is the digest of all
-    names with their file digests; ``skipped`` are the files left out by option.
+    names with their file digests; ``crops`` is how many of the frames, in this order, each image gave: one where images
+    are resized; ``skipped`` are the files left out by option.  A place in the set is an image's, never a crop's.
     """
 
     folder: Path
@@ -55,6 +65,7 @@ class TrainingSet:
     names: tuple[str, ...]
     file_sha256: tuple[str, ...]
     data_sha256: str
+    crops: tuple[int, ...]
     skipped: tuple[BadFile, ...] = ()
 
     @property
@@ -63,11 +74,19 @@ class TrainingSet:
         return 1 if self.frames.shape[3] == 1 else 3
 
     def take(self, places: NDArray[np.int64]) -> Frames:
-        """The images at ``places`` (k, h, w, C), in memory or, when they are many, in a temporary file."""
-        rows = _room((len(places), *self.frames.shape[1:]))
-        for row, place in enumerate(places):
-            rows[row] = self.frames[place]
+        """All frames of the images at ``places`` (k, h, w, C), in memory or, if they are many, in a temporary file."""
+        ends = np.cumsum(self.crops)
+        rows = _room((sum(self.crops[place] for place in places), *self.frames.shape[1:]))
+        filled = 0
+        for place in places:
+            count = self.crops[place]
+            rows[filled : filled + count] = self.frames[ends[place] - count : ends[place]]
+            filled += count
         return rows
+
+    def paths(self, places: NDArray[np.int64]) -> list[Path]:
+        """The files of the images at ``places``."""
+        return [self.folder / self.names[place] for place in places]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,10 +103,14 @@ class Split:
     shared: bool
 
 
-def load_training_set(data: Path, *, size_px: int, aspect: Literal["stretch", "keep"], skip_bad: bool) -> TrainingSet:
+def load_training_set(
+    data: Path, *, size_px: int, aspect: Literal["stretch", "keep"], skip_bad: bool, fit: Fit = "resize"
+) -> TrainingSet:
     """Read the good images of ``data``: ``data/train/good`` (MVTec AD layout), or ``data`` itself.
 
-    Every file counts: one that is not an image, or is damaged, is refused by name, or left out with ``skip_bad``.
+    With ``fit`` "resize" each becomes one frame of ``size_px`` x ``size_px``; with "tile" it keeps its resolution and
+    is covered by overlapping crops of that size.  Every file counts: one that is not an image, or is damaged, is
+    refused by name, or left out with ``skip_bad``.
 
     Raises:
         DataError: no such folder, no image in it, or bad files without ``skip_bad``; names the first few.
@@ -97,15 +120,18 @@ def load_training_set(data: Path, *, size_px: int, aspect: Literal["stretch", "k
     store = _FrameStore(len(paths), size_px)
     names: list[str] = []
     digests: list[str] = []
+    crops: list[int] = []
     bad: list[BadFile] = []
     for path in paths:
         try:
-            store.add(_read_prepared(path, size_px, aspect))
+            frames = _read_prepared(path, size_px, aspect, fit)
         except ImageRefused as error:
             bad.append(BadFile(path.name, str(error).removeprefix(f"{path}: ")))
             continue
+        store.add(frames)
         names.append(path.name)
         digests.append(file_sha256(path))
+        crops.append(len(frames))
     if bad and not skip_bad:
         raise DataError(_bad_files_message(folder, bad, len(paths)))
     if not names:
@@ -114,7 +140,13 @@ def load_training_set(data: Path, *, size_px: int, aspect: Literal["stretch", "k
             f"{', '.join(sorted(IMAGE_SUFFIXES))} there, or in {data}/train/good"
         )
     return TrainingSet(
-        folder, store.frames(), tuple(names), tuple(digests), data_sha256(zip(names, digests, strict=True)), tuple(bad)
+        folder,
+        store.frames(),
+        tuple(names),
+        tuple(digests),
+        data_sha256(zip(names, digests, strict=True)),
+        tuple(crops),
+        tuple(bad),
     )
 
 
@@ -218,46 +250,65 @@ def _part_names(names: Sequence[str], part_regex: str | None) -> list[str]:
     return [match.group(1 if pattern.groups else 0) or "" for match in found if match is not None]
 
 
-def _read_prepared(path: Path, size_px: int, aspect: Literal["stretch", "keep"]) -> Frames:
-    """One image as the graph will see it, (size_px, size_px, C) uint8."""
+def _read_prepared(path: Path, size_px: int, aspect: Literal["stretch", "keep"], fit: Fit) -> list[Frames]:
+    """One image as the graph will see it, each (size_px, size_px, C) uint8: itself, or its crops as views of it."""
     if not path.is_file():
         raise ImageRefused("format", "not a file; images of good parts lie directly in the folder")
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise ImageRefused("format", f"not an image file; expected {', '.join(sorted(IMAGE_SUFFIXES))}")
     image = read_image(path)
     channels: Literal[1, 3] = 1 if image.shape[2] == 1 else 3
-    spec = InputSpec(height=size_px, width=size_px, channels=channels, max_batch=1, aspect=aspect)
+    spec = InputSpec(height=size_px, width=size_px, channels=channels, max_batch=1, fit=fit, aspect=aspect)
     pixels, _ = prepare(image, spec, None)
-    return pixels
+    if fit == "resize":
+        return [pixels]
+    down, across = (crop_starts(side, size_px) for side in pixels.shape[:2])
+    return [cut(pixels, y, x, size_px, size_px) for y in down for x in across]
+
+
+def crop_starts(side_px: int, size_px: int) -> list[int]:
+    """Where crops of ``size_px`` start along a side: from edge to edge, evenly, overlapping by 1 / ``OVERLAP``."""
+    room = max(0, side_px - size_px)
+    steps = math.ceil(room / (size_px - size_px // OVERLAP))
+    return [round(room * step / max(steps, 1)) for step in range(steps + 1)]
 
 
 class _FrameStore:
-    """Room for ``count`` prepared images; turns to RGB when the first color image comes among gray ones."""
+    """Room for the frames of ``images`` images; turns to RGB when the first color image comes among gray ones."""
 
-    def __init__(self, count: int, size_px: int) -> None:
-        self._count, self._size_px, self._filled = count, size_px, 0
+    def __init__(self, images: int, size_px: int) -> None:
+        self._images_left, self._size_px, self._filled = images, size_px, 0
         self._rows: Frames | None = None
 
-    def add(self, pixels: Frames) -> None:
-        rows = self._rows
-        if rows is None or rows.shape[3] < pixels.shape[2]:
-            wider = self._allocate(pixels.shape[2])
+    def add(self, frames: Sequence[Frames]) -> None:
+        """Copy the frames of the next image."""
+        rows, channels = self._rows, frames[0].shape[2]
+        if rows is None or rows.shape[3] < channels or len(rows) < self._filled + len(frames):
+            # As if all that are still to come were like this one: exact where one camera took them all.
+            count = self._filled + len(frames) * self._images_left
+            wider = _room((count, self._size_px, self._size_px, max(channels, 1 if rows is None else rows.shape[3])))
             if rows is not None:
                 wider[: self._filled] = rows[: self._filled]  # gray broadcasts to the three colors
             self._rows = rows = wider
-        rows[self._filled] = pixels
-        self._filled += 1
+        for frame in frames:
+            rows[self._filled] = frame
+            self._filled += 1
+        self._images_left -= 1
 
     def frames(self) -> Frames:
         return np.empty((0, 0, 0, 1), np.uint8) if self._rows is None else self._rows[: self._filled]
 
-    def _allocate(self, channels: int) -> Frames:
-        return _room((self._count, self._size_px, self._size_px, channels))
-
 
 def _room(shape: tuple[int, ...]) -> Frames:
-    if math.prod(shape) <= RAM_LIMIT_BYTES:
+    need = math.prod(shape)
+    if need <= RAM_LIMIT_BYTES:
         return np.empty(shape, np.uint8)
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if need > free:  # writing a mapped file on a full disk would end the process by a signal, without a word
+        raise DataError(
+            f"{shape[0]} prepared images take {need / 1e9:.1f} GB and {tempfile.gettempdir()} has {free / 1e9:.1f} GB "
+            "free; set TMPDIR to a folder with more room, or train on fewer images"
+        )
     return np.memmap(tempfile.TemporaryFile(), np.uint8, "w+", shape=shape)
 
 

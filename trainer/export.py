@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from calib.collect import collect
 from edge.bundle import (
     SCHEMA_VERSION,
     Golden,
@@ -73,13 +74,17 @@ class BundleFacts:
     report: Mapping[str, bytes]
 
 
-def export_bundle(method: Method, path: Path, facts: BundleFacts, *, held_out: Frames) -> ModelBundle:
+def export_bundle(
+    method: Method, path: Path, facts: BundleFacts, *, held_out: Frames, whole_images: Sequence[Path] | None = None
+) -> ModelBundle:
     """Write the trained ``method`` as a bundle with a provisional threshold from ``held_out`` (n, h, w, C) uint8.
+
+    With ``fit`` "tile" those are crops, and the threshold comes from the ``whole_images`` that they were cut from.
 
     Raises:
         ParityError: ONNX Runtime or OpenVINO disagrees with torch on the golden frames; nothing is written.
         EngineError: a backend is missing or refuses the graph; nothing is written.
-        BundleError: ``path`` exists.
+        BundleError: ``path`` exists, or the method's maps cannot be put together from tiles.
         TrainingError: a held-out image scores NaN or infinite.
     """
     deployed = method.deployed(facts.input.channels).eval()
@@ -105,7 +110,7 @@ def export_bundle(method: Method, path: Path, facts: BundleFacts, *, held_out: F
         provenance={},
     )
     parity = require_parity(draft)
-    scores, engine = engine_scores(draft, held_out)
+    scores, engine = engine_scores(draft, held_out) if whole_images is None else image_scores(draft, whole_images)
     return write_bundle(
         path,
         name=facts.name,
@@ -192,6 +197,13 @@ def engine_scores(draft: ModelBundle, frames: Frames) -> tuple[NDArray[np.float3
     if not np.isfinite(together).all():
         raise TrainingError("a held-out good image scores NaN or infinite; train again at a lower learning rate")
     return together, name
+
+
+def image_scores(draft: ModelBundle, paths: Sequence[Path]) -> tuple[NDArray[np.float32], str]:
+    """Image scores (n,) of whole images at native resolution as the line will score them, and what computed them."""
+    with open_engine(draft, backend=SCORING_BACKEND, streams=1, max_batch=1) as engine:
+        scores = [answer.verdict.score for answer in collect(draft, engine, paths)]
+        return np.array(scores, np.float32), f"{engine.spec.name} {engine.spec.version} {engine.spec.device}"
 
 
 def provisional_calibration(scores: NDArray[np.float32], facts: BundleFacts, *, engine: str) -> ScoreCalibration:

@@ -15,13 +15,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import msgspec
 import typer
 
 from edge.errors import CommandError
 
 if TYPE_CHECKING:
+    from edge.bundle import InputSpec
     from trainer.config import Schedule, StudentTeacherConfig
-    from trainer.data import Split, TrainingSet
+    from trainer.data import Fit, Split, TrainingSet
     from trainer.loop import Outcome
     from trainer.method import Method
 
@@ -43,6 +45,9 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Train about this long instead of the preset's steps.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Train this many steps.")] = None,
     size: Annotated[int | None, typer.Option(min=64, max=4096, help="Side of the model's input in px.")] = None,
+    fit: Annotated[
+        str, typer.Option(help="resize (whole pictures), or tile (any size, at native resolution).")
+    ] = "resize",
     aspect: Annotated[str, typer.Option(help="stretch, or keep (the rest filled by reflection).")] = "stretch",
     skip_bad_images: Annotated[
         bool, typer.Option("--skip-bad-images", help="Leave out files that are not usable images.")
@@ -62,14 +67,18 @@ def train(
 
     config = _configure(choose_preset(method, preset), teacher=teacher, size=size)
     chosen_aspect = _require_options(aspect, device, out, minutes, steps)
+    chosen_fit = _require_fit(fit, chosen_aspect, config)
     _require_clear_start(checkpoint_path(out), resume)
     _use_threads(threads)
 
-    found = load_training_set(data, size_px=config.size_px, aspect=chosen_aspect, skip_bad=skip_bad_images)
+    found = load_training_set(
+        data, size_px=config.size_px, aspect=chosen_aspect, skip_bad=skip_bad_images, fit=chosen_fit
+    )
     split = split_by_part(found.names, found.file_sha256, share=holdout, seed=seed, part_regex=part_regex)
     _print_data(found, split)
     learner = METHODS[method](config, load_teacher(config.teacher), seed=seed, device=device)
-    job = _Job(learner, found, split, config, seed, chosen_aspect, out)
+    job = _Job(learner, found, split, config, seed, chosen_aspect, chosen_fit, out)
+    _require_joinable(job)
 
     schedule, outcome = _learn(job, steps=steps, minutes=minutes, resume=resume)
     if not outcome.finished:
@@ -94,6 +103,7 @@ class _Job:
     config: StudentTeacherConfig
     seed: int
     aspect: Aspect
+    fit: Fit
     out: Path
 
 
@@ -134,6 +144,26 @@ def _require_options(aspect: str, device: str, out: Path, minutes: float | None,
     raise CommandError(f"--aspect {aspect!r}: expected stretch or keep")
 
 
+def _require_fit(fit: str, aspect: Aspect, config: StudentTeacherConfig) -> Fit:
+    if fit == "resize":
+        return "resize"
+    if fit != "tile":
+        raise CommandError(f"--fit {fit!r}: expected resize or tile")
+    if aspect != "stretch":
+        raise CommandError(f"--aspect {aspect} says how pictures are resized, and --fit tile does not; leave it out")
+    if config.center != "none":
+        # A tile's own mean differs from its neighbor's, so the stitched map would have seams.
+        raise CommandError("--fit tile needs a map whose cells do not depend on the whole picture; use center = none")
+    return "tile"
+
+
+def _require_joinable(job: _Job) -> None:
+    """Refuse a map that cannot be put together from tiles now, and not after the training."""
+    from edge.stages.tile import tiling_of
+
+    tiling_of(_input_spec(job, 1), job.learner.map_geometry(job.config.size_px, job.config.size_px))
+
+
 def _require_clear_start(checkpoint: Path, resume: bool) -> None:
     if checkpoint.exists() and not resume:
         raise CommandError(
@@ -157,7 +187,10 @@ def _print_data(found: TrainingSet, split: Split) -> None:
     skipped = f", {len(found.skipped)} files skipped" if found.skipped else ""
     kind = "gray" if found.channels == 1 else "color"
     held = len(set(split.statistics) | set(split.threshold))
-    print(f"{len(found.names)} good images ({kind}{skipped}): {len(split.train)} to learn from, {held} set aside")
+    crops = f", in {len(found.frames)} crops" if len(found.frames) > len(found.names) else ""
+    print(
+        f"{len(found.names)} good images ({kind}{crops}{skipped}): {len(split.train)} to learn from, {held} set aside"
+    )
     if split.shared:
         print("map statistics and threshold share the images set aside (40 of them would allow disjoint halves)")
 
@@ -205,33 +238,48 @@ def _identity(job: _Job) -> dict[str, Any]:
         "data_sha256": job.found.data_sha256,
         "images learned from": len(job.split.train),
         "aspect": job.aspect,
+        # Only where it is new: checkpoints of the time before are of resized images.
+        **({"fit": job.fit} if job.fit != "resize" else {}),
         "teacher_sha256": teacher.get("sha256"),
     }
 
 
 def _finish(job: _Job, schedule: Schedule, outcome: Outcome) -> None:
-    from edge.bundle import InputSpec
     from trainer.data import digest_of
     from trainer.export import MAX_BATCH, BundleFacts, export_bundle
 
-    found, split, size_px = job.found, job.split, job.config.size_px
+    found, split = job.found, job.split
     job.learner.fit_statistics(found.take(split.statistics))
     facts = BundleFacts(
         name=job.out.name,
         method=job.learner.name,
         preset=job.config.preset,
-        input=InputSpec(height=size_px, width=size_px, channels=found.channels, max_batch=MAX_BATCH, aspect=job.aspect),
+        input=_input_spec(job, MAX_BATCH),
         calibration_sha256=digest_of(found, split.threshold),
         statistics_shared=split.shared,
         provenance=_provenance(job, schedule, outcome),
         report={},
     )
-    bundle = export_bundle(job.learner, job.out, facts, held_out=found.take(split.threshold))
+    whole = found.paths(split.threshold) if job.fit == "tile" else None
+    bundle = export_bundle(job.learner, job.out, facts, held_out=found.take(split.threshold), whole_images=whole)
     print(f"wrote {job.out}, model {bundle.model_id[:12]}, after {outcome.elapsed_s / 60:.1f} min of training")
     print(
         f"provisional threshold {bundle.calibration.threshold:.4g} from {len(split.threshold)} good images, not "
         f"certified; next: kizu calibrate {job.out} --good DIR --false-rejects RATE --out BUNDLE"
     )
+
+
+def _input_spec(job: _Job, max_batch: int) -> InputSpec:
+    from edge.bundle import InputSpec
+    from edge.stages.tile import smallest_side_px
+
+    side, channels = job.config.size_px, job.found.channels
+    spec = InputSpec(height=side, width=side, channels=channels, max_batch=max_batch, fit=job.fit, aspect=job.aspect)
+    if job.fit == "resize":
+        return spec
+    # At its own size a picture is judged only if it holds what one cell sees.
+    least = max(spec.min_side_px, smallest_side_px(job.learner.map_geometry(side, side)))
+    return msgspec.structs.replace(spec, min_side_px=least)
 
 
 def _provenance(job: _Job, schedule: Schedule, outcome: Outcome) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Frame -> model pixels, still uint8: the region of interest, cut out and brought to the model's size.
 
 Owns where model pixels lie in the frame. The trainer and calib use `prepare` too, so all three score the same pixels;
-casting and normalization are inside the graph.
+casting and normalization are inside the graph. With `fit` "tile" the region keeps its own size; `tile` cuts it up.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.bundle import InputSpec
-from edge.errors import BundleError, ImageRefused
+from edge.errors import ImageRefused
 from edge.images import cv2
 from edge.types import Frame, ModelInput, Roi
 
@@ -22,7 +22,6 @@ class Preprocess:
     """Makes model inputs from frames of one camera; `roi_xywh` in frame pixels, None for the whole frame.
 
     Raises:
-        BundleError: the bundle wants its frames tiled, which this version cannot do.
         ValueError: a region of interest without area or outside every frame.
     """
 
@@ -30,7 +29,6 @@ class Preprocess:
     roi_xywh: tuple[int, int, int, int] | None = None
 
     def __post_init__(self) -> None:
-        _check_fit(self.input)
         if self.roi_xywh is not None and (min(self.roi_xywh[:2]) < 0 or min(self.roi_xywh[2:]) < 1):
             raise ValueError(f"roi_xywh {self.roi_xywh}: x and y are at least 0, width and height at least 1")
 
@@ -46,18 +44,17 @@ def prepare(
 ) -> tuple[NDArray[np.uint8], Roi]:
     """`image` (H, W, 1 or 3) uint8 -> pixels (h, w, C) uint8 and the frame rectangle that they tile.
 
-    Gray is replicated for an RGB model. An image of the model's size is returned as it is, without a copy. Larger ones
-    are halved by 2 x 2 means while they are at least twice too large and then interpolated bilinearly: that guards
-    against aliasing as an area average does, at a fraction of its cost, and both steps are exact, so equal on every
-    machine. The rectangle may reach beyond the image: by what `aspect = "keep"` fills up by reflection, and by part of
-    a block at the right and bottom.
+    With `fit` "tile" that is the region itself: a view of its own size, not contiguous. With "resize": gray is
+    replicated for an RGB model. An image of the model's size is returned as it is, without a copy. Larger ones are
+    halved by 2 x 2 means while they are at least twice too large and then interpolated bilinearly: that guards against
+    aliasing as an area average does, at a fraction of its cost, and both steps are exact, so equal on every machine.
+    The rectangle may reach beyond the image: by what `aspect = "keep"` fills up by reflection, and by part of a block
+    at the right and bottom.
 
     Raises:
         ImageRefused: `size` (a side outside the bundle's range, or the region not within the image) or `format` (color
             for a gray model).
-        BundleError: the bundle wants tiles.
     """
-    _check_fit(input)
     height, width, channels = image.shape
     if not all(input.min_side_px <= side <= input.max_side_px for side in (height, width)):
         raise ImageRefused(
@@ -71,6 +68,8 @@ def prepare(
         raise ImageRefused("size", f"region of interest xywh {roi_xywh} is not within a frame of {width} x {height} px")
 
     cut = image[y : y + roi_height, x : x + roi_width]
+    if input.fit == "tile":
+        return _as_it_is(cut, input), Roi(float(x), float(y), float(roi_width), float(roi_height))
     across, down = _inner_size(roi_width, roi_height, input)
     small, covered_width, covered_height = _scaled(cut, across, down)
     left, top = (input.width - across) // 2, (input.height - down) // 2
@@ -84,9 +83,15 @@ def prepare(
     return pixels, Roi(x - left * step_x, y - top * step_y, input.width * step_x, input.height * step_y)
 
 
-def _check_fit(input: InputSpec) -> None:
-    if input.fit != "resize":
-        raise BundleError(f"the bundle's fit is {input.fit!r}, this version takes 'resize'; train or export it again")
+def _as_it_is(region: NDArray[np.uint8], input: InputSpec) -> NDArray[np.uint8]:
+    """The region's own pixels (H, W, C); gray becomes RGB by strides alone, so that no frame is copied as a whole."""
+    height, width = region.shape[:2]
+    if min(height, width) < input.min_side_px:
+        raise ImageRefused(
+            "size",
+            f"region of interest of {width} x {height} px, the bundle judges sides of at least {input.min_side_px} px",
+        )
+    return np.broadcast_to(region, (height, width, input.channels))
 
 
 def _inner_size(width: int, height: int, input: InputSpec) -> tuple[int, int]:

@@ -170,6 +170,12 @@ def test_a_listed_path_must_be_plain(copy: Path, name: str) -> None:
         (lambda manifest: manifest["files"]["model.onnx"].update(size=1 << 40), "model.onnx"),
         (lambda manifest: manifest["input"].update(height=0), "input 0 x 32"),
         (lambda manifest: manifest["map"].update(stride=-1.0), "stride -1"),
+        (lambda manifest: manifest["map"].update(rim_px=-1), "rim of -1 px"),
+        (lambda manifest: (manifest["input"].update(fit="tile"), manifest["map"].update(stride=2.5)), "whole strides"),
+        (
+            lambda manifest: (manifest["input"].update(fit="tile"), manifest["map"].update(reduction="top-q")),
+            "reduction max or mean",
+        ),
         (lambda manifest: manifest["tolerance"].update(absolute=0.0), "tolerance"),
         (lambda manifest: manifest["input"].update(channels=2), "channels"),
         (lambda manifest: manifest["map"].update(height=15), "maps.npy"),
@@ -183,6 +189,13 @@ def test_a_manifest_that_cannot_be_is_refused(
 
     with pytest.raises(BundleError, match=message):
         open_bundle(copy)
+
+
+def test_a_bundle_written_before_maps_had_a_rim_still_opens(copy: Path) -> None:
+    """New fields come at the end and with defaults; what is meant is a graph without padding."""
+    rewrite_manifest(copy, lambda manifest: manifest["map"].pop("rim_px"))
+
+    assert open_bundle(copy).manifest.map.rim_px == 0
 
 
 def test_a_manifest_that_is_no_json_or_too_long_is_refused(copy: Path, tmp_path: Path) -> None:

@@ -422,6 +422,16 @@ def test_a_thread_that_fails_stops_the_line_in_order(make_line: MakeLine, error:
     assert line.sample("kizu_thread_crashes_total") == isinstance(error, ZeroDivisionError)
 
 
+def test_a_large_frame_that_takes_long_but_moves_is_not_stalled(make_line: MakeLine) -> None:
+    """A thousand tiles may take a minute; each batch of them counts as progress, or the watchdog would end the line."""
+    line = make_line([])
+    before = line.pipeline.progress().moved_ns
+
+    line.pipeline._runner.moved_ns = before + 60_000_000_000
+
+    assert line.pipeline.progress().moved_ns == before + 60_000_000_000
+
+
 def test_an_idle_line_takes_a_single_frame_without_waiting_for_company(make_line: MakeLine) -> None:
     """A batch leaves when its first frame has waited `max_wait_ms`, not when it is full."""
     line = make_line([frame(0)], max_wait_ms=5.0)

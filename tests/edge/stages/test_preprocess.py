@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edge.bundle import InputSpec
-from edge.errors import BundleError, ImageRefused
+from edge.errors import ImageRefused
 from edge.images import cv2
 from edge.stages import preprocess
 from edge.stages.preprocess import Preprocess, prepare
@@ -186,5 +186,22 @@ def test_settings_that_fit_no_frame_are_refused_at_once() -> None:
     """At the start of the daemon, not at the first frame."""
     with pytest.raises(ValueError, match="roi_xywh"):
         Preprocess(spec(), (0, 0, 0, 10))
-    with pytest.raises(BundleError, match="tile"):
-        Preprocess(spec(fit="tile"))
+
+
+def test_a_region_to_be_tiled_keeps_its_own_pixels_and_is_not_copied() -> None:
+    """Whatever its size; gray for a color model takes no memory either."""
+    image = noise(300, 211)
+    make = Preprocess(spec(channels=3, fit="tile"), (3, 5, 200, 290))
+    made = make(Frame(FrameId("cam", 1, 0, 0), image))
+
+    assert np.array_equal(made.pixels, np.repeat(image[5:295, 3:203], 3, axis=2))
+    assert np.shares_memory(made.pixels, image) and made.roi == made.extent == Roi(3, 5, 200, 290)
+
+
+def test_a_region_too_small_to_judge_at_its_own_size_is_refused() -> None:
+    """Resized it would be seen; as it is, it has fewer pixels than the network looks at."""
+    with pytest.raises(ImageRefused, match="at least 8 px") as caught:
+        prepare(noise(64, 64), spec(fit="tile"), (0, 0, 64, 7))
+
+    assert caught.value.reason == "size"
+    assert prepare(noise(64, 64), spec(), (0, 0, 64, 7))[0].shape == (64, 64, 1)
