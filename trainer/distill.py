@@ -1,7 +1,8 @@
-"""P -> patch teacher: the distillation loop, its two losses, and reading a finished teacher.
+"""P -> patch teacher: the distillation loop, and reading a finished teacher.
 
-Owns the schedule, the losses L_k and L_c, resume, and the published form of a teacher (weights and card).  Leaves
-pixels to ``photographs``, P to ``backbones``, targets to ``targets``, and the command line to ``distill_command``.
+Owns the loop, resume, and the published form of a teacher's weights.  Leaves pixels to ``photographs``, P to
+``backbones``, targets to ``targets``, losses to ``distill_losses``, default values to ``distill_config``, the card
+to ``teacher_card`` and the command line to ``distill_command``.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge.errors import TrainingError
@@ -33,44 +33,21 @@ from trainer.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )  # fmt: skip
-from trainer.distill_losses import correlation_loss, knowledge_loss, known_columns, varied_exposure
-from trainer.patch_nets import PROFILES, InputNormalization, PatchNet, PatchNetSpec, build_patch_net
-from trainer.photographs import Photographs, ViewRecipe, hold_out
-from trainer.target_cache import Prepared, Supply, prepare, target_statistics
-from trainer.targets import make_target
-
-
-@dataclass(frozen=True, slots=True)
-class DistillConfig:
-    """Everything that decides the result besides photographs and P; goes into checkpoint and card.
-
-    Paper's values where it states them: lambda 1 and 1, Adam, weight decay 1e-5, d, architecture.  Ours: the
-    learning rate is 10x the paper's and falls to zero along a cosine, because a batch here holds 7,500 patches
-    where the paper's holds 64.
-    """
-
-    spec: PatchNetSpec = PROFILES["line"]
-    target: str = "map"
-    layers: tuple[str, ...] = ("layer1", "layer2")
-    magnify: int = 1
-    seed: int = 1
-    steps: int | None = 20_000
-    minutes: float | None = None
-    views: int = 8_000
-    validation_views: int = 256
-    validation_share: float = 0.06
-    batch_views: int = 12
-    learning_rate: float = 2e-3
-    warmup_steps: int = 200
-    weight_decay: float = 1e-5
-    lambda_k: float = 1.0
-    lambda_c: float = 1.0
-    exposure: float = 0.0
-    recipe: ViewRecipe = field(default_factory=ViewRecipe)
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON-ready form, as recorded in checkpoints and cards."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+from trainer.distill_config import DistillConfig
+from trainer.distill_losses import (
+    correlation_loss,
+    knowledge_loss,
+    known_columns,
+    shifted_views,
+    strangers,
+    triplet_loss,
+    varied_exposure,
+)
+from trainer.fdfe import densify
+from trainer.patch_nets import InputNormalization, PatchNet, PatchNetSpec, build_patch_net
+from trainer.photographs import Photographs, hold_out
+from trainer.target_cache import Anew, Batches, Prepared, Supply, prepare, target_statistics
+from trainer.targets import make_target, patch_grid
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +78,7 @@ class Teacher:
 
 
 def load_teacher(name_or_path: str | Path) -> Teacher:
-    """Read a teacher by the name of a shipped one (``line``) or from a ``.safetensors`` file.
+    """Read a teacher by the name of a shipped one (``line``) or from a ``.safetensors`` file, in float32.
 
     Raises:
         TrainingError: no such teacher, or the file is damaged or not a teacher.
@@ -131,6 +108,9 @@ class Distillation:
     ``working`` is the resumable checkpoint, ``out`` the teacher written at the end (``publish`` may be called at any
     time).  All randomness comes from the seed and the step number, so a resumed run repeats what the killed one
     would have done (to the last bit with ``steps`` on the same machine and thread count).
+
+    Raises:
+        TrainingError: no length or two of them, an unknown target or layer, or views that hold no patch.
     """
 
     def __init__(
@@ -145,10 +125,20 @@ class Distillation:
         if (config.steps is None) == (config.minutes is None):
             raise TrainingError("give either a number of steps or of minutes")
         self.config, self.photographs, self.backbone = config, photographs, backbone
-        self.target = make_target(config.target, backbone.net, config.spec, config.layers, config.magnify)
+        self.target = make_target(
+            config.target, backbone.net, config.spec, config.layers, config.magnify,
+            sampling_px=config.stride_px, room_px=config.room_px,
+        )  # fmt: skip
+        inner_px = config.recipe.side_px - 2 * self.target.margin_px
+        if patch_grid(config.spec, config.stride_px, inner_px) < 1:
+            raise TrainingError(
+                f"a view of {config.recipe.side_px} px less a margin of {self.target.margin_px} px on every side holds "
+                f"no patch of {config.spec.patch} px; cut larger views"
+            )
         self.device = torch.device(device)
         backbone.net.to(self.device)
         self.net = build_patch_net(config.spec, config.seed).to(self.device)
+        self._net_at_stride = _at_stride(self.net, config.stride_px)
         self.decoder = _new_decoder(config.spec.descriptor_dim, self.target.channels).to(self.device)
         self.normalization = InputNormalization().to(self.device)
         self.optimizer = torch.optim.Adam(
@@ -197,24 +187,27 @@ class Distillation:
         return self.share() >= 1.0
 
     def share(self) -> float:
-        """Share of the plan that is done; drives the cosine."""
+        """Share of the plan that is done."""
         if self.config.steps is not None:
             return self.step / self.config.steps
         return self.elapsed_s / (60.0 * (self.config.minutes or 1.0))
 
     def learning_rate(self) -> float:
-        """Linear warm-up, then half a cosine down to zero at the end of the plan."""
-        warm = min(1.0, (self.step + 1) / self.config.warmup_steps)
-        return self.config.learning_rate * warm * 0.5 * (1.0 + math.cos(math.pi * min(self.share(), 1.0)))
+        """Linear warm-up, then constant, or half a cosine down to zero at the end of the plan."""
+        highest = self.config.learning_rate * min(1.0, (self.step + 1) / max(1, self.config.warmup_steps))
+        if self.config.rate == "constant":
+            return highest
+        return highest * 0.5 * (1.0 + math.cos(math.pi * min(self.share(), 1.0)))
 
     def validate(self, prepared: Prepared) -> float:
         """L_k on held-out photographs as a share of what the training mean as the only prediction would cost."""
         error = total = 0.0
+        room, chunk = self.config.room_px, max(16, self.config.batch_views)
         with torch.inference_mode():
-            for start in range(0, len(prepared.views), 16):
-                pixels, target = self._batch(prepared, np.arange(start, min(start + 16, len(prepared.views))))
-                descriptors = self._describe(pixels)
-                descriptors, target = known_columns(descriptors, target)
+            for start in range(0, len(prepared.views), chunk):
+                views, target = prepared.take(np.arange(start, min(start + chunk, len(prepared.views))))
+                pixels, target = self._on_device(views, target)
+                descriptors, target = known_columns(self._describe(_inner(pixels, room)), target)
                 error += knowledge_loss(descriptors, self.decoder, target).item() * target.numel()
                 total += target.float().square().sum().item()
         return error / total
@@ -246,11 +239,14 @@ class Distillation:
         self.history = list(theirs["history"])
 
     def publish(self, path: Path) -> str:
-        """Write the teacher file (fp32: network and decoder, no optimizer) and return its SHA-256."""
-        decoder = {"decoder.weight": self.decoder.weight.flatten(1), "decoder.bias": self._decoder_bias()}
+        """Write the teacher file (network and decoder, no optimizer; fp16 or fp32) and return its SHA-256."""
+        tensors = module_tensors("net", self.net)
+        tensors |= {"decoder.weight": self.decoder.weight.flatten(1), "decoder.bias": self._decoder_bias()}
+        if self.config.half:
+            tensors = {name: tensor.half() for name, tensor in tensors.items()}
         metadata = self._metadata("teacher")
         metadata.pop("history")
-        return save_checkpoint(path, module_tensors("net", self.net) | decoder, metadata)
+        return save_checkpoint(path, tensors, metadata)
 
     def _decoder_bias(self) -> Tensor:
         if self.decoder.bias is None:
@@ -266,49 +262,70 @@ class Distillation:
         }  # fmt: skip
 
     def _describe(self, pixels: Tensor) -> Tensor:
-        """Float pixels (N, h, w, 3) -> descriptors (N, d, g, g) float32."""
+        """Float pixels (N, h, w, 3) -> descriptors (N, d, g, g) float32, ``stride_px`` apart."""
         inputs = self.normalization(pixels).contiguous(memory_format=torch.channels_last)
         with torch.autocast(
             self.device.type, dtype=torch.bfloat16
         ):  # 2.5 x as fast as fp32 where the CPU has AVX-512 bf16
-            descriptors: Tensor = self.net(inputs)
+            descriptors: Tensor = self._net_at_stride(inputs)
         return descriptors.float()
 
-    def _batch(self, prepared: Prepared, chosen: NDArray[np.integer[Any]]) -> tuple[Tensor, Tensor]:
-        """Float pixels (n, s, s, 3) and bfloat16 targets (n, C, g, g); fancy indexing copies out of the map."""
-        pixels = torch.from_numpy(prepared.views[chosen]).to(self.device).float()
-        return pixels, torch.from_numpy(prepared.targets[chosen]).to(self.device).bfloat16()
+    def _on_device(self, views: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Float pixels (n, s, s, 3) and bfloat16 targets (n, C, g, g)."""
+        return views.to(self.device).float(), target.to(self.device).bfloat16()
 
-    def _train_step(self, prepared: Prepared) -> dict[str, float]:
-        rng = np.random.default_rng((self.config.seed, 2, self.step))
-        chosen = np.sort(rng.choice(len(prepared.views), self.config.batch_views, replace=False))
-        pixels, target = self._batch(prepared, chosen)
-        if self.config.exposure > 0.0:
-            generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-            pixels = varied_exposure(pixels, self.config.exposure, generator)
+    def _train_step(self, batches: Batches) -> dict[str, float]:
+        config = self.config
+        rng = np.random.default_rng((config.seed, 2, self.step))
+        pixels, target = self._on_device(*batches.draw(self.step, config.batch_views, rng))
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        if config.exposure > 0.0:
+            pixels = varied_exposure(pixels, config.exposure, generator)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate()
-        descriptors, target = known_columns(self._describe(pixels), target)
-        knowledge, correlation = knowledge_loss(descriptors, self.decoder, target), correlation_loss(descriptors)
-        loss = self.config.lambda_k * knowledge + self.config.lambda_c * correlation
+        described = self._describe(_inner(pixels, config.room_px))  # (N, d, g, g)
+        figures = self._losses(described, pixels, target, generator)
+        loss: Tensor = figures["loss"]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        return {"loss": loss.item(), "knowledge": knowledge.item(), "correlation": correlation.item()}
+        return {name: value.item() for name, value in figures.items()}
+
+    def _losses(
+        self, described: Tensor, pixels: Tensor, target: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """``loss`` and the terms that have a weight; ``knowledge`` is always among them."""
+        config = self.config
+        descriptors, target = known_columns(described, target)
+        # Without L_k the decoder learns all the same, but says nothing to the network: validation then tells how
+        # much of P there is in the descriptors.
+        known = descriptors if config.lambda_k > 0.0 else descriptors.detach()
+        figures = {"knowledge": knowledge_loss(known, self.decoder, target)}
+        loss = (config.lambda_k or 1.0) * figures["knowledge"]
+        if config.lambda_m > 0.0:
+            anchor = described.flatten(2)  # all positions: L_m asks nothing of P
+            positive = self._describe(shifted_views(pixels, config.room_px, generator)).flatten(2)
+            figures["triplet"] = triplet_loss(anchor, positive, strangers(anchor, generator), config.margin)
+            loss = loss + config.lambda_m * figures["triplet"]
+        if config.lambda_c > 0.0:
+            figures["correlation"] = correlation_loss(descriptors)
+            loss = loss + config.lambda_c * figures["correlation"]
+        return {"loss": loss} | figures
 
     def _prepare(
         self, folder: Path, report: Callable[[Progress], None], stopped: Callable[[], bool]
-    ) -> tuple[Prepared, Prepared]:
-        """Training and validation views with their targets; P runs once for each view."""
+    ) -> tuple[Batches, Prepared]:
+        """Where batches come from, and validation views; P runs once for each view that is prepared."""
         config, target = self.config, self.target
         kept, held = hold_out(self.photographs, config.validation_share)
         training = Supply(self.photographs, kept, config.recipe, 2 * config.seed)
         validation = Supply(self.photographs, held, config.recipe, 2 * config.seed + 1)
-        grid = config.spec.grid(config.recipe.side_px - 2 * target.margin_px)
         identity = {
             "photographs": self.photographs.digest,
             "backbone": self.backbone.sha256,
-            "target": [config.target, list(config.layers), config.magnify, config.spec.to_json()],
+            "target": [config.target, list(config.layers), config.magnify],
+            # What of the network matters to P: profiles of one patch size may share a folder.
+            "patches": [config.spec.patch, config.spec.footprint, config.stride_px, target.margin_px, config.room_px],
             "recipe": asdict(config.recipe),
             "held": config.validation_share,
         }
@@ -319,11 +336,28 @@ class Distillation:
             if stopped():
                 raise KeyboardInterrupt  # nothing is trained yet, nothing to save
 
-        count = config.validation_views
-        return (
-            prepare(folder, "train", training, config.views, target, grid, statistics, identity, tell),
-            prepare(folder, "validation", validation, count, target, grid, statistics, identity),
+        room = config.room_px
+        batches: Batches = (
+            prepare(folder, "train", training, config.views, target, room, statistics, identity, tell)
+            if config.views
+            else Anew(training, target, statistics, room)
         )
+        count = config.validation_views
+        return batches, prepare(folder, "validation", validation, count, target, room, statistics, identity)
+
+
+def _at_stride(net: PatchNet, stride_px: int) -> nn.Module:
+    """``net`` itself at its own stride, else its exact dense form on the same parameters (``fdfe``)."""
+    if stride_px == net.spec.stride:
+        return net
+    # Strides that the network has anyway need no dilation, and cost no more than the answers that are kept.
+    whole = stride_px % net.spec.stride == 0
+    return densify(net, net.spec.patch, stride_px, "dilated" if whole else "multipool")
+
+
+def _inner(pixels: Tensor, room_px: int) -> Tensor:
+    """Pixels (N, h, w, C) without the ``room_px`` on every side that only L_m looks at."""
+    return pixels[:, room_px : pixels.shape[1] - room_px, room_px : pixels.shape[2] - room_px]
 
 
 def _new_decoder(inputs: int, outputs: int) -> nn.Conv2d:

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells report SIGINT."""
 
-DEFAULT_LAYERS = {"resnet18": "layer1,layer2", "efficientnet-lite0": "block2,block4"}
-DEFAULT_STEPS = 20_000
-
 
 def distill(
     images: Annotated[Path, typer.Option(help="Folder of everyday photographs (a thousand or more; any subjects).")],
@@ -34,24 +31,54 @@ def distill(
     weights: Annotated[
         Path | None, typer.Option(help="P's weights; efficientnet-lite0 is found when its package is installed.")
     ] = None,
-    profile: Annotated[str, typer.Option(help="Shape of the teacher, e.g. line.")] = "line",
+    profile: Annotated[
+        str, typer.Option(help="Shape of the teacher, e.g. line; it decides the default of every option below.")
+    ] = "line",
     target: Annotated[
-        str, typer.Option(help="map: P sees a whole view (fast); patch: P sees each patch alone (the paper, slow).")
-    ] = "map",
+        str | None,
+        typer.Option(help="map: P sees a whole view (fast); patch: P sees each patch alone (the paper, slow)."),
+    ] = None,
     layers: Annotated[str | None, typer.Option(help="Layers of P to imitate, comma separated.")] = None,
-    magnify: Annotated[int, typer.Option(min=1, max=4, help="How much larger P sees the view.")] = 1,
-    steps: Annotated[int | None, typer.Option(min=1, help=f"Length of the run in steps ({DEFAULT_STEPS}).")] = None,
+    magnify: Annotated[int | None, typer.Option(min=1, max=4, help="How much larger P sees the view.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Length of the run in steps.")] = None,
     minutes: Annotated[float | None, typer.Option(min=0.01, help="Length in minutes, instead of steps.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Everything random follows from it.")] = 1,
-    views: Annotated[int, typer.Option(min=16, help="Views cut from the photographs; P runs once on each.")] = 8000,
-    learning_rate: Annotated[float, typer.Option(help="Adam's, at its highest; falls to zero along a cosine.")] = 2e-3,
+    views: Annotated[
+        int | None,
+        typer.Option(min=0, help="Views cut once, P runs once on each; 0: cut anew and ask P at every step."),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Views in a batch; in the paper's schedule each is one patch.")
+    ] = None,
+    sampling: Annotated[
+        int | None, typer.Option(min=1, help="Distance in px of the patches described in a view.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Adam's, at its highest.")] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="Course of the learning rate: constant, or cosine (falls to zero).")
+    ] = None,
+    lambda_k: Annotated[
+        float | None, typer.Option(min=0.0, help="Weight of L_k: the descriptor holds what P says.")
+    ] = None,
+    lambda_m: Annotated[
+        float | None, typer.Option(min=0.0, help="Weight of L_m: shifted patches are near, strangers far.")
+    ] = None,
+    lambda_c: Annotated[
+        float | None, typer.Option(min=0.0, help="Weight of L_c: no two numbers of a descriptor say the same.")
+    ] = None,
     exposure: Annotated[
-        float, typer.Option(min=0.0, help="Vary the teacher's input exposure by this much (0.3: gain 0.74 to 1.35).")
-    ] = 0.2,
-    gray: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of views turned gray.")] = 0.3,
+        float | None,
+        typer.Option(min=0.0, help="Vary the teacher's input exposure by this much (0.3: gain 0.74 to 1.35)."),
+    ] = None,
+    gray: Annotated[float | None, typer.Option(min=0.0, max=1.0, help="Share of views turned gray.")] = None,
+    half: Annotated[bool | None, typer.Option("--half/--no-half", help="Store the teacher in half precision.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder for P's features; default is a temporary one.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
+    # oneDNN's bfloat16 weight gradients wait for each other by spinning: on two cores shared with other work, a step of
+    # paper-65 took 4.6 s with two threads and 0.8 s with one.
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; default: all cores. Take 1 where other work shares them.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT's unfinished run.")] = False,
     skip_bad_images: Annotated[
         bool, typer.Option("--skip-bad-images", help="Leave out files that are not usable images.")
@@ -63,24 +90,26 @@ def distill(
     import torch
 
     from trainer.backbones import load_backbone
-    from trainer.distill import Distillation, DistillConfig
+    from trainer.distill import Distillation
+    from trainer.distill_config import configure
     from trainer.loop import stop_on_signals
-    from trainer.patch_nets import PROFILES
-    from trainer.photographs import ViewRecipe, read_photographs
+    from trainer.photographs import read_photographs
     from trainer.teacher_card import publish
 
-    if profile not in PROFILES:
-        raise CommandError(f"--profile {profile}: unknown; choose one of {', '.join(PROFILES)}")
     working = _require_options(out, steps, minutes, device, resume)
     if threads is not None:
         torch.set_num_threads(threads)
+    config = configure(
+        profile, backbone,
+        {
+            "target": target, "layers": tuple(layers.split(",")) if layers else None, "magnify": magnify,
+            "steps": steps, "minutes": minutes, "seed": seed, "views": views, "batch_views": batch,
+            "sampling_px": sampling, "learning_rate": learning_rate, "rate": rate, "lambda_k": lambda_k,
+            "lambda_m": lambda_m, "lambda_c": lambda_c, "exposure": exposure, "gray_share": gray, "half": half,
+        },
+    )  # fmt: skip
     loaded = load_backbone(backbone, weights)
     photographs = read_photographs(images, skip_bad=skip_bad_images)
-    config = DistillConfig(
-        spec=PROFILES[profile], target=target, layers=tuple((layers or DEFAULT_LAYERS[backbone]).split(",")),
-        magnify=magnify, seed=seed, steps=None if minutes else steps or DEFAULT_STEPS, minutes=minutes, views=views,
-        learning_rate=learning_rate, exposure=exposure, recipe=ViewRecipe(gray_share=gray),
-    )  # fmt: skip
     run = Distillation(config, photographs, loaded, cache=cache, device=device)
     if resume and working.exists():
         run.resume(working)

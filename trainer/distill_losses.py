@@ -1,7 +1,7 @@
-"""The two losses of the teacher, and what happens to a batch before them.
+"""The three losses of the teacher, and what happens to a batch before them.
 
-Owns L_k and L_c of the paper, the selection of positions where P was asked, and the exposure variation of the
-teacher's input.  Leaves their weights and the schedule to ``distill``.
+Owns L_k, L_m and L_c of the paper, the selection of positions where P was asked, what L_m compares with, and the
+exposure variation of the teacher's input.  Leaves the losses' weights to ``distill_config``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from edge.errors import TrainingError
+
+NOISE_GRAY_LEVELS = 25.5
+"""Deviation of the noise on p+: 0.1 of the range of pixel values (recalled from the paper, not checked)."""
 
 
 def knowledge_loss(descriptors: Tensor, decoder: nn.Conv2d, target: Tensor) -> Tensor:
@@ -21,8 +24,9 @@ def knowledge_loss(descriptors: Tensor, decoder: nn.Conv2d, target: Tensor) -> T
     if decoder.bias is None:
         raise TrainingError("the decoder needs a bias")
     weight, bias = decoder.weight.flatten(1), decoder.bias  # (C, d), (C,)
-    gram = torch.einsum("nap,nbp->ab", descriptors, descriptors)
-    cross = torch.bmm(descriptors.bfloat16(), target.transpose(1, 2)).float().sum(0)  # (d, C)
+    low = descriptors.bfloat16()  # loses nothing where they come out of autocast; twice as fast at d = C = 384
+    gram = torch.bmm(low, low.transpose(1, 2)).float().sum(0)  # (d, d)
+    cross = torch.bmm(low, target.transpose(1, 2)).float().sum(0)  # (d, C)
     descriptor_sum, target_sum = descriptors.sum(dim=(0, 2)), target.sum(dim=(0, 2), dtype=torch.float32)
     columns = descriptors.shape[0] * descriptors.shape[2]
     squares: Tensor = (
@@ -44,6 +48,40 @@ def correlation_loss(descriptors: Tensor) -> Tensor:
     off_diagonal = correlation - torch.diag(torch.diagonal(correlation))
     mean_square: Tensor = off_diagonal.square().sum() / (dims * (dims - 1))
     return mean_square
+
+
+def triplet_loss(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float) -> Tensor:
+    """L_m: the mean of max(0, delta + d_plus - d_minus) over triplets (Bergmann et al. 2020, section 3.1).
+
+    All three are (N, d, n), column by column a triplet.  d_plus is the squared distance of anchor and positive,
+    d_minus the smaller one of the negative to either of them.
+    """
+    near = (anchor - positive).square().sum(dim=1)
+    far = torch.minimum((anchor - negative).square().sum(dim=1), (positive - negative).square().sum(dim=1))
+    loss: Tensor = (margin + near - far).clamp_min(0.0).mean()
+    return loss
+
+
+def shifted_views(pixels: Tensor, room_px: int, generator: torch.Generator) -> Tensor:
+    """What p+ is cut from: every view moved by its own 0 to ``room_px`` px each way, with Gaussian noise on it.
+
+    ``pixels`` (N, h, w, C) in 0..255 have ``room_px`` to spare on every side, the answer has not; clipped like a
+    sensor.
+    """
+    count, height, width, channels = pixels.shape
+    tall, wide = height - 2 * room_px, width - 2 * room_px
+    corners = torch.randint(0, 2 * room_px + 1, (count, 2), generator=generator).tolist()
+    moved = torch.stack([view[y : y + tall, x : x + wide] for view, (y, x) in zip(pixels, corners, strict=True)])
+    noise = torch.randn(count, tall, wide, channels, generator=generator).to(pixels.device)
+    return (moved + NOISE_GRAY_LEVELS * noise).clamp(0.0, 255.0)
+
+
+def strangers(descriptors: Tensor, generator: torch.Generator) -> Tensor:
+    """Descriptors (N, d, n) of p- for each of ``descriptors``: another view's, at a random place."""
+    count, columns = descriptors.shape[0], descriptors.shape[2]
+    by = int(torch.randint(1, count, (), generator=generator))  # never 0: a view is no stranger to itself
+    places = torch.randperm(columns, generator=generator).to(descriptors.device)
+    return descriptors.roll(by, dims=0)[:, :, places]
 
 
 def known_columns(descriptors: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

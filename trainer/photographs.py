@@ -38,15 +38,17 @@ class Photographs:
 
 @dataclass(frozen=True, slots=True)
 class ViewRecipe:
-    """How views are cut: side in px, range of the zoomed short side in px, share of gray views.
+    """How views are cut: side in px, range of the zoomed image's side in px, share of gray views.
 
-    The paper zooms an image to a short side of 4p to 16p and cuts p-crops; here a crop holds many patches, so the
-    short side starts at the crop's own side.
+    ``square`` is the paper's way: the image is zoomed to a square of a random side of 4p to 16p px, all sides as
+    likely, and a crop of p px is one patch.  Otherwise a crop holds many patches, the aspect ratio stays, ``zoom_px``
+    is of the short side and starts at the crop's own, and all ratios of zoom are as likely.
     """
 
     side_px: int = 192
     zoom_px: tuple[int, int] = (192, 528)
     gray_share: float = 0.3
+    square: bool = False
 
 
 def read_photographs(folder: Path | str, *, skip_bad: bool = False) -> Photographs:
@@ -76,7 +78,7 @@ def read_photographs(folder: Path | str, *, skip_bad: bool = False) -> Photograp
         digest.update(payload)
     if bad and not skip_bad:
         listed = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-        raise DataError(f"{root}: not usable as photographs: {listed}; remove them or pass --skip-bad-images-images")
+        raise DataError(f"{root}: not usable as photographs: {listed}; remove them or pass --skip-bad-images")
     if not images:
         raise DataError(f"{root}: no images found (looked for {', '.join(SUFFIXES)})")
     return Photographs(tuple(names), tuple(images), digest.hexdigest(), tuple(bad))
@@ -100,14 +102,11 @@ def cut_view(photographs: Photographs, chosen: list[int], recipe: ViewRecipe, se
     """View ``number`` of the supply ``seed``: (side, side, 3) uint8 RGB; the same numbers give the same pixels."""
     rng = np.random.default_rng((seed, number))
     image = photographs.images[chosen[int(rng.integers(len(chosen)))]]
-    low, high = recipe.zoom_px
-    short_px = float(np.exp(rng.uniform(np.log(low), np.log(high))))
     height, width = image.shape[:2]
-    # The crop's side in source px; a view never needs more of the image than there is.
-    source = min(round(recipe.side_px * min(height, width) / short_px), height, width)
-    top, left = int(rng.integers(height - source + 1)), int(rng.integers(width - source + 1))
-    cropped = image[top : top + source, left : left + source]
-    shrinking = source > recipe.side_px
+    tall, wide = _source_px(recipe, height, width, rng)
+    top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
+    cropped = image[top : top + tall, left : left + wide]
+    shrinking = tall * wide > recipe.side_px**2
     view = cv2.resize(
         cropped, (recipe.side_px, recipe.side_px), interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC
     )
@@ -116,6 +115,22 @@ def cut_view(photographs: Photographs, chosen: list[int], recipe: ViewRecipe, se
     if rng.random() < recipe.gray_share:
         view = cv2.cvtColor(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     return np.ascontiguousarray(view, dtype=np.uint8)
+
+
+def _source_px(recipe: ViewRecipe, height: int, width: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Height and width of the crop in px of the image that it is cut from; never more than there is.
+
+    Cropping first and zooming the crop alone costs a hundredth of zooming the whole image for one patch.
+    """
+    low, high = recipe.zoom_px
+    if recipe.square:
+        zoomed_px = float(rng.uniform(low, high))
+        sides = (round(recipe.side_px * side / zoomed_px) for side in (height, width))
+        tall, wide = (min(max(side, 1), most) for side, most in zip(sides, (height, width), strict=True))
+        return tall, wide
+    short_px = float(np.exp(rng.uniform(np.log(low), np.log(high))))
+    source = min(round(recipe.side_px * min(height, width) / short_px), height, width)
+    return source, source
 
 
 def _decode(payload: bytes) -> Image:

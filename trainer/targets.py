@@ -17,15 +17,25 @@ from edge.errors import TrainingError
 from trainer.backbones import Backbone, FeatureLayer
 from trainer.patch_nets import PatchNetSpec
 
+PATCH_STEP = 8
+"""P is asked for every eighth patch of a view in each direction, where it sees each of them alone."""
+
 
 class Target(Protocol):
     """Views (N, s, s, 3) uint8 -> P's features (N, C, g, g) float32, one column for each patch of the inner view.
 
-    The inner view is the view less ``margin_px`` on every side; g is the network's grid over it.
+    The inner view is the view less ``margin_px`` on every side.  Patch (i, j) has its corner pixel at ``stride_px``
+    * (i, j) of the inner view, and its center ``spec.center`` px further; g is ``patch_grid`` of the inner side.
     """
 
     @property
     def mode(self) -> str: ...
+
+    @property
+    def spec(self) -> PatchNetSpec: ...
+
+    @property
+    def stride_px(self) -> int: ...
 
     @property
     def channels(self) -> int: ...
@@ -50,21 +60,24 @@ class MapTarget:
     magnify: int = 2
     margin_px: int = 16
     mode: str = "map"
+    sampling_px: int | None = None
+
+    @property
+    def stride_px(self) -> int:
+        return self.sampling_px or self.spec.stride
 
     @property
     def channels(self) -> int:
         return sum(self.backbone.layer(name).channels for name in self.layer_names)
 
     def __call__(self, views: Tensor) -> Tensor:
-        inner = views.shape[1] - 2 * self.margin_px
+        grid = patch_grid(self.spec, self.stride_px, views.shape[1] - 2 * self.margin_px)
         first_px = self.margin_px + self.spec.center
         maps = _features(self.backbone, views, self.magnify)
         sampled = []
         for name in self.layer_names:
             layer, features = self.backbone.layer(name), maps[name]
-            weights = center_weights(
-                features.shape[2], layer, first_px, self.spec.stride, self.spec.grid(inner), self.magnify
-            )
+            weights = center_weights(features.shape[2], layer, first_px, self.stride_px, grid, self.magnify)
             sampled.append(torch.einsum("ip,ncpq,jq->ncij", weights, features, weights))
         return torch.cat(sampled, dim=1)
 
@@ -73,8 +86,8 @@ class MapTarget:
 class PatchTarget:
     """The paper's target: P on each p x p patch alone (magnified), each layer average pooled to one vector.
 
-    Costs one run of P for every descriptor, so ``step`` keeps only every ``step``-th patch in each direction; the
-    others are NaN and count for nothing in the loss.
+    Costs one run of P for every descriptor, so ``step`` keeps only every ``step``-th patch in each direction (the
+    middle one where there are fewer); the others are NaN and count for nothing in the loss.
     """
 
     backbone: Backbone
@@ -82,32 +95,54 @@ class PatchTarget:
     layer_names: tuple[str, ...]
     magnify: int = 2
     margin_px: int = 0
-    step: int = 8
+    step: int = PATCH_STEP
     mode: str = "patch"
+    sampling_px: int | None = None
+
+    @property
+    def stride_px(self) -> int:
+        return self.sampling_px or self.spec.stride
 
     @property
     def channels(self) -> int:
         return sum(self.backbone.layer(name).channels for name in self.layer_names)
 
     def __call__(self, views: Tensor) -> Tensor:
-        grid = self.spec.grid(views.shape[1] - 2 * self.margin_px)
-        kept = range(self.step // 2, grid, self.step)
+        grid = patch_grid(self.spec, self.stride_px, views.shape[1] - 2 * self.margin_px)
+        step = min(self.step, grid)
+        kept = range(step // 2, grid, step)
         # Footprint, not p: pooling floors, so the last row and column of a 33 px patch are never seen.
         side = self.spec.footprint
-        corners = [self.margin_px + self.spec.stride * index for index in kept]
+        corners = [self.margin_px + self.stride_px * index for index in kept]
         patches = torch.cat([views[:, y : y + side, x : x + side] for y in corners for x in corners])
         maps = _features(self.backbone, patches, self.magnify)
         pooled = torch.cat([maps[name].mean(dim=(2, 3)) for name in self.layer_names], dim=1)
         columns = pooled.view(len(kept), len(kept), views.shape[0], -1).permute(2, 3, 0, 1)
         full = torch.full((views.shape[0], self.channels, grid, grid), float("nan"))
-        full[:, :, self.step // 2 :: self.step, self.step // 2 :: self.step] = columns
+        full[:, :, step // 2 :: step, step // 2 :: step] = columns
         return full
 
 
+def patch_grid(spec: PatchNetSpec, stride_px: int, side_px: int) -> int:
+    """Number of patches ``stride_px`` apart along ``side_px`` px: ``spec.grid`` for the network's own stride.
+
+    Elsewhere a patch counts only if all of its p px are there, as ``fdfe.densify`` has it; p is more than the
+    footprint by what pooling floors.
+    """
+    return spec.grid(side_px) if stride_px == spec.stride else (side_px - spec.patch) // stride_px + 1
+
+
 def make_target(
-    mode: str, backbone: Backbone, spec: PatchNetSpec, layer_names: tuple[str, ...], magnify: int
+    mode: str,
+    backbone: Backbone,
+    spec: PatchNetSpec,
+    layer_names: tuple[str, ...],
+    magnify: int,
+    *,
+    sampling_px: int | None = None,
+    room_px: int = 0,
 ) -> MapTarget | PatchTarget:
-    """The target of the named mode.
+    """The target of the named mode, for patches ``sampling_px`` apart, with a margin of at least ``room_px``.
 
     Raises:
         TrainingError: unknown mode, or a layer that P does not have.
@@ -115,9 +150,10 @@ def make_target(
     for name in layer_names:
         backbone.layer(name)
     if mode == "map":
-        return MapTarget(backbone, spec, layer_names, magnify, margin_px=32 // magnify)
+        margin = max(32 // magnify, room_px)
+        return MapTarget(backbone, spec, layer_names, magnify, margin_px=margin, sampling_px=sampling_px)
     if mode == "patch":
-        return PatchTarget(backbone, spec, layer_names, magnify)
+        return PatchTarget(backbone, spec, layer_names, magnify, margin_px=room_px, sampling_px=sampling_px)
     raise TrainingError(f"unknown target mode {mode!r}; choose map or patch")
 
 

@@ -18,19 +18,26 @@ import trainer.distill as distill_module
 from edge.errors import CommandError, DataError, KizuError, TrainingError
 from trainer.backbones import Backbone, FeatureLayer, LoadedBackbone, ResNet18
 from trainer.checkpoint import load_checkpoint, save_checkpoint
-from trainer.distill import (
-    Distillation,
-    DistillConfig,
-    load_teacher,
-)
+from trainer.distill import Distillation, load_teacher
 from trainer.distill_command import distill, working_path
-from trainer.distill_losses import correlation_loss, knowledge_loss, varied_exposure
+from trainer.distill_config import DistillConfig, paper_schedule
+from trainer.distill_losses import (
+    correlation_loss,
+    knowledge_loss,
+    shifted_views,
+    strangers,
+    triplet_loss,
+    varied_exposure,
+)
 from trainer.patch_nets import PROFILES, PatchNetSpec
 from trainer.photographs import Photographs, ViewRecipe, cut_view, hold_out, read_photographs
 from trainer.targets import MapTarget, PatchTarget
 from trainer.teacher_card import make_card
 
 TINY = PatchNetSpec(33, (4, 4, 4), 4)
+TINY_17 = PatchNetSpec(17, (4, 4, 4), 4)
+TINY_65 = PatchNetSpec(65, (4, 4, 4, 4), 4)
+TINY_PDN = PatchNetSpec(33, (4, 4, 4), 4, "pdn")
 
 
 class Ruler(Backbone):
@@ -108,6 +115,58 @@ def test_a_center_half_a_pixel_off_is_noticed(monkeypatch: pytest.MonkeyPatch) -
     assert float(sampled[0, 0, 0, 0]) != pytest.approx(16 + 15.5)
 
 
+@pytest.mark.parametrize(
+    ("spec", "sampling", "first", "grid"),
+    [
+        (TINY_17, 4, 8.0, 12),
+        (TINY_PDN, None, 16.0, 8),
+        (TINY, 6, 15.5, 6),
+        (TINY, 8, 15.5, 4),
+        (TINY_65, None, 29.5, 1),
+    ],
+)
+def test_targets_sit_on_the_centers_of_every_family_and_sampling(
+    spec: PatchNetSpec, sampling: int | None, first: float, grid: int
+) -> None:
+    """Corners lie at multiples of the sampling distance, centers half a footprint further."""
+    target = MapTarget(Ruler(), spec, ("fine",), 1, sampling_px=sampling)
+
+    sampled = target(torch.zeros(1, 96, 96, 3, dtype=torch.uint8))
+
+    expected = 16 + first + (sampling or spec.stride) * torch.arange(float(grid))
+    torch.testing.assert_close(sampled[0, 0, 0], expected)
+    torch.testing.assert_close(sampled[0, 1, :, 0], expected)
+
+
+@pytest.mark.parametrize(("spec", "sampling"), [(TINY_17, 4), (TINY, 6), (TINY, 8), (TINY_PDN, 2), (TINY_65, None)])
+def test_descriptors_lie_where_their_targets_do(
+    spec: PatchNetSpec, sampling: int | None, photographs: Photographs, backbone: LoadedBackbone
+) -> None:
+    """As many as the target has, and each the network on the patch whose corner is a multiple of the distance."""
+    run = Distillation(config(spec=spec, sampling_px=sampling, recipe=ViewRecipe(160)), photographs, backbone)
+    pixels = torch.randint(0, 256, (1, 96, 96, 3), generator=torch.Generator().manual_seed(0)).float()
+
+    described = run._describe(pixels)
+
+    last = described.shape[2] - 1
+    corner = last * (sampling or spec.stride)
+    patch = pixels[:, corner : corner + spec.footprint, : spec.footprint]
+    alone = run.net(run.normalization(patch))[0, :, 0, 0]
+    assert last == run.target(torch.zeros(1, 160, 160, 3, dtype=torch.uint8)).shape[2] - 1  # its margin is 32 px
+    torch.testing.assert_close(described[0, :, last, 0], alone, rtol=5e-2, atol=5e-2)
+
+
+def test_patch_target_shows_p_the_one_patch_of_a_small_view() -> None:
+    """The paper's way: a view of p px is one patch; P sees all of it that the network sees."""
+    views = torch.randint(0, 256, (3, 33, 33, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+    full = PatchTarget(Mean(), TINY, ("only",), magnify=1)(views)
+
+    expected = views[:, :32, :32].float().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(full[:, 0, 0, 0], expected, rtol=1e-2, atol=0.0)
+    assert full.shape == (3, 1, 1, 1)
+
+
 def test_patch_target_shows_p_each_patch_alone() -> None:
     """The paper's mode: one vector per patch, the pooled features of that patch and of nothing around it."""
     views = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -147,6 +206,68 @@ def test_correlation_loss_sees_dimensions_that_say_the_same() -> None:
     assert float(correlation_loss(copied)) == pytest.approx(2 / 6, rel=0.01)  # 2 of 6 off-diagonal entries are 1
 
 
+def test_triplet_loss_on_numbers_worked_out_by_hand() -> None:
+    """max(0, 1 + d_plus - d_minus): apart enough, too near, and the negative nearer to p+ than to p."""
+    anchor = torch.tensor([[[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])  # (1, 2, 3): three triplets in the plane
+    positive = torch.tensor([[[1.0, 1.0, 2.0], [0.0, 0.0, 0.0]]])
+    negative = torch.tensor([[[0.0, 0.0, 3.0], [3.0, 1.0, 0.0]]])
+    # d_plus 1, 1, 4; d_minus min(9, 10) = 9, min(1, 2) = 1, min(9, 1) = 1
+
+    assert float(triplet_loss(anchor, positive, negative, 1.0)) == pytest.approx((0.0 + 1.0 + 4.0) / 3)
+    assert float(triplet_loss(anchor, positive, negative, 0.0)) == pytest.approx((0.0 + 0.0 + 3.0) / 3)
+
+
+def brute_force_triplets(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float) -> float:
+    costs = []
+    for n in range(anchor.shape[0]):
+        for i in range(anchor.shape[2]):
+            p, plus, minus = (x[n, :, i].double().numpy() for x in (anchor, positive, negative))
+            near, far = ((p - plus) ** 2).sum(), min(((p - minus) ** 2).sum(), ((plus - minus) ** 2).sum())
+            costs.append(max(0.0, margin + near - far))
+    return float(np.mean(costs))
+
+
+def test_triplet_loss_is_the_mean_over_all_triplets() -> None:
+    """The formula in a loop over views and positions gives the same number."""
+    torch.manual_seed(0)
+    triplets = [torch.randn(3, 5, 7) for _ in range(3)]
+
+    assert float(triplet_loss(*triplets, 2.0)) == pytest.approx(brute_force_triplets(*triplets, 2.0), rel=1e-5)
+
+
+def test_a_triplet_loss_without_its_second_distance_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control for the test above: d_minus from p alone gives another number."""
+    torch.manual_seed(0)
+    triplets = [torch.randn(3, 5, 7) for _ in range(3)]
+    monkeypatch.setattr(torch, "minimum", lambda from_anchor, from_positive: from_anchor)
+
+    assert float(triplet_loss(*triplets, 2.0)) != pytest.approx(brute_force_triplets(*triplets, 2.0), rel=1e-3)
+
+
+def test_a_positive_is_the_same_view_a_little_shifted_and_noisy() -> None:
+    """Views that tell their own place: rows and columns move by at most the room, each view by its own, plus noise."""
+    ramp = torch.arange(48.0)
+    pixels = (2.0 * ramp.view(1, 48, 1, 1) + 1.5 * ramp.view(1, 1, 48, 1)).expand(32, 48, 48, 3).contiguous() + 40.0
+
+    moved = shifted_views(pixels, 8, torch.Generator().manual_seed(0))
+
+    rest = moved - pixels[:, 8:40, 8:40]  # 2 dy + 1.5 dx, and noise of 25.5
+    steps = rest.mean(dim=(1, 2, 3))
+    assert moved.shape == (32, 32, 32, 3) and len(set(steps.round().tolist())) > 16
+    assert 14.0 < float(steps.abs().max()) < 8 * 3.5 + 2.0
+    assert float((rest - steps.view(-1, 1, 1, 1)).std()) == pytest.approx(25.5, rel=0.02)
+
+
+def test_a_stranger_is_never_of_the_same_view() -> None:
+    """Descriptors that tell their view: whatever is drawn, p- comes from another one, and from other places."""
+    told = torch.arange(3.0).view(3, 1, 1).expand(3, 2, 9)
+    places = torch.arange(9.0).expand(3, 2, 9)
+
+    for seed in range(20):
+        assert bool((strangers(told, torch.Generator().manual_seed(seed)) != told).all())
+    assert not torch.equal(strangers(places, torch.Generator().manual_seed(0)), places)
+
+
 def test_exposure_is_varied_per_view_and_stays_in_range() -> None:
     """Each view gets its own gain; strength 0 changes nothing."""
     pixels = torch.full((4, 3, 3, 3), 100.0)
@@ -166,6 +287,19 @@ def test_a_view_is_decided_by_its_number(photographs: Photographs) -> None:
 
     assert first.shape == (64, 64, 3) and np.array_equal(first, again) and not np.array_equal(first, other)
     assert np.array_equal(first[..., 0], first[..., 2])
+
+
+def test_a_square_zoom_shows_the_share_of_the_picture_that_it_should(photographs: Photographs) -> None:
+    """The paper's views: both sides of a 140 x 200 picture zoomed to the same side, here 70 px, then cut to 35."""
+    rows, columns = np.meshgrid(np.arange(140), np.arange(200), indexing="ij")
+    ramp = np.stack([rows, columns, columns], axis=-1).astype(np.uint8)
+    pictures = replace(photographs, images=(ramp,), names=("ramp.png",))
+    recipe = ViewRecipe(35, (70, 70), gray_share=0.0, square=True)
+
+    view = cut_view(pictures, [0], recipe, 0, 0).astype(int)
+
+    assert np.ptp(view[..., 0]) == pytest.approx(70, abs=3)  # half of the rows
+    assert np.ptp(view[..., 1]) == pytest.approx(100, abs=4)  # half of the columns
 
 
 def test_held_out_photographs_stay_held_out_when_others_join(photographs: Photographs) -> None:
@@ -206,16 +340,75 @@ def test_distillation_learns_what_p_says_of_unseen_pictures(
     assert run.history[-1]["correlation"] < 0.2
 
 
-def test_a_killed_run_resumes_to_the_same_weights(
+@pytest.mark.parametrize("spec", [TINY_17, TINY, TINY_65, TINY_PDN], ids=lambda spec: f"{spec.family}-{spec.patch}")
+@pytest.mark.parametrize("lambda_m", [0.0, 1.0])
+def test_the_papers_schedule_runs_on_single_patches(
+    tmp_path: Path, photographs: Photographs, backbone: LoadedBackbone, monkeypatch: pytest.MonkeyPatch,
+    spec: PatchNetSpec, lambda_m: float,
+) -> None:  # fmt: skip
+    """Two steps of every shape, with and without L_m: patches cut anew, P asked for each of them at every step."""
+    monkeypatch.setattr("trainer.target_cache.STATISTICS_PATCHES", 64)
+    run = Distillation(paper_like(spec, lambda_m), photographs, backbone)
+
+    assert run.run(tmp_path / "c")
+
+    assert run.target.mode == "patch" and ("triplet" in run.history[-1]) == (lambda_m > 0)
+    batches, validation = run._prepare(tmp_path, lambda progress: None, lambda: False)
+    views, targets = batches.draw(0, 8, np.random.default_rng(0))
+    side = spec.patch + 2 * run.config.room_px
+    assert (views.shape, targets.shape) == ((8, side, side, 3), (8, 256, 1, 1))
+    assert len(validation.views) == 8
+    assert not torch.equal(views, batches.draw(1, 8, np.random.default_rng(0))[0])
+
+
+def paper_like(spec: PatchNetSpec, lambda_m: float) -> DistillConfig:
+    """The paper's schedule but for its size."""
+    small = replace(
+        paper_schedule(spec), steps=2, batch_views=8, validation_views=8, validation_share=0.3, lambda_m=lambda_m
+    )
+    return replace(small, recipe=replace(small.recipe, side_px=spec.patch + 2 * small.room_px))
+
+
+def test_metric_learning_alone_pulls_shifted_patches_together(
     tmp_path: Path, photographs: Photographs, backbone: LoadedBackbone
 ) -> None:
+    """Without L_k the descriptors learn from L_m, and the decoder still tells how much of P they hold."""
+    run = Distillation(
+        config(steps=60, lambda_k=0.0, lambda_m=1.0, learning_rate=1e-2, layers=("layer1",)), photographs, backbone
+    )
+
+    run.run(tmp_path / "c", validate_every=5)
+
+    course = [row["triplet"] for row in run.history]
+    assert np.mean(course[-4:]) < 0.8 * np.mean(course[:2])
+    assert 0.0 < run.history[-1]["validation"] < 1.1
+
+
+def test_a_constant_rate_stays_and_a_cosine_falls(photographs: Photographs, backbone: LoadedBackbone) -> None:
+    """The paper states no decay and no warm-up."""
+    constant = Distillation(config(rate="constant", warmup_steps=0), photographs, backbone)
+    cosine = Distillation(config(), photographs, backbone)
+
+    rates = []
+    for step in range(6):
+        constant.step = cosine.step = step
+        rates.append((constant.learning_rate(), cosine.learning_rate()))
+
+    assert {rate for rate, _ in rates} == {2e-3}
+    assert rates[0][1] == pytest.approx(1e-3) and rates[5][1] < 0.1 * rates[1][1]
+
+
+@pytest.mark.parametrize("changes", [{}, {"views": 0}, {"lambda_m": 1.0, "exposure": 0.2}])
+def test_a_killed_run_resumes_to_the_same_weights(
+    tmp_path: Path, photographs: Photographs, backbone: LoadedBackbone, changes: dict[str, object]
+) -> None:
     """Stopped after 3 of 6 steps and resumed by a new process's objects: bit for bit the undisturbed run."""
-    whole = Distillation(config(), photographs, backbone)
+    whole = Distillation(config(**changes), photographs, backbone)
     whole.run(tmp_path / "whole")
 
-    stopped = Distillation(config(), photographs, backbone)
+    stopped = Distillation(config(**changes), photographs, backbone)
     assert not stopped.run(tmp_path / "c", stopped=lambda: stopped.step == 3)
-    resumed = Distillation(config(), photographs, backbone)
+    resumed = Distillation(config(**changes), photographs, backbone)
     resumed.resume(tmp_path / "c")
 
     assert resumed.step == 3
@@ -242,6 +435,14 @@ def test_resume_refuses_a_run_of_another_kind(
             other.resume(tmp_path / "c")
     with pytest.raises(TrainingError, match="its kind differs"):
         run.resume(tmp_path / "t.safetensors")
+
+
+def test_views_too_small_for_a_patch_are_refused(photographs: Photographs, backbone: LoadedBackbone) -> None:
+    """Before any work, with the sizes."""
+    small = config(spec=TINY_65, recipe=ViewRecipe(96, (96, 160)))
+
+    with pytest.raises(TrainingError, match=r"view of 96 px less a margin of 32 px .* no patch of 65 px"):
+        Distillation(small, photographs, backbone)
 
 
 def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(
@@ -297,6 +498,40 @@ def test_a_published_teacher_is_read_back_with_its_decoder(
     assert card["finished"] and card["steps"] == 6 and any("mode map" in line for line in card["deviations"])
 
 
+@pytest.mark.parametrize("profile", ["line", "paper-33", "pdn-s"])
+def test_half_precision_halves_the_file_and_hardly_moves_a_descriptor(
+    tmp_path: Path, photographs: Photographs, backbone: LoadedBackbone, profile: str
+) -> None:
+    """fp16 on disk, fp32 in memory: descriptors within a hundredth; the file is half as large."""
+    whole, half = (
+        Distillation(config(spec=PROFILES[profile], half=half), photographs, backbone) for half in (False, True)
+    )
+    whole.publish(tmp_path / "whole.safetensors")
+    half.publish(tmp_path / "half.safetensors")
+    first, second = (load_teacher(tmp_path / f"{name}.safetensors") for name in ("whole", "half"))
+    pixels = torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    expected, found = first.net(pixels), second.net(pixels)
+
+    assert {parameter.dtype for parameter in second.net.parameters()} == {torch.float32}
+    assert second.decoder_weight.dtype == torch.float32
+    assert 0.0 < float((found - expected).norm() / expected.norm()) < 1e-2
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("half", "whole")]
+    assert sizes[0] / sizes[1] == pytest.approx(0.5, abs=0.01)
+
+
+def test_three_teachers_of_the_papers_width_are_small_enough_to_ship(
+    tmp_path: Path, photographs: Photographs, backbone: LoadedBackbone
+) -> None:
+    """p = 17, 33 and 65 in half precision, decoders included: under 20 MB together."""
+    total = 0
+    for patch in (17, 33, 65):
+        shape = paper_schedule(PROFILES[f"paper-{patch}"])
+        Distillation(shape, photographs, backbone).publish(tmp_path / "t.safetensors")
+        total += (tmp_path / "t.safetensors").stat().st_size
+
+    assert 10e6 < total < 20e6
+
+
 def test_the_shipped_teacher_loads_and_describes() -> None:
     """`line` is package data: 64 x 64 descriptors of 32 numbers for a padded 256 px image, each of them alive."""
     teacher = load_teacher("line")
@@ -326,6 +561,8 @@ def test_what_is_not_a_teacher_is_refused(tmp_path: Path) -> None:
         (["--out", "t.safetensors", "--profile", "wide"], "unknown; choose one of line"),
         (["--out", "t.safetensors", "--steps", "3", "--minutes", "1"], "give one of them"),
         (["--out", "t.safetensors", "--backbone", "vgg"], "choose one of resnet18, efficientnet-lite0"),
+        (["--out", "t.safetensors", "--rate", "linear"], "choose cosine or constant"),
+        (["--out", "t.safetensors", "--lambda-k", "0", "--lambda-c", "0"], "one above it"),
     ],
 )
 def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -335,6 +572,31 @@ def test_the_command_refuses_what_it_cannot_do(tmp_path: Path, arguments: list[s
     assert isinstance(result, KizuError) and message in str(result)
 
 
+def test_every_option_reaches_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not given stays None, so that the profile's default holds."""
+    seen: list[dict[str, object]] = []
+
+    def caught(profile: str, backbone: str, given: dict[str, object]) -> DistillConfig:
+        seen.append({name: value for name, value in given.items() if value is not None})
+        raise CommandError("enough")
+
+    monkeypatch.setattr("trainer.distill_config.configure", caught)
+    base = ["--images", str(tmp_path), "--out", "t.safetensors"]
+    run_command(base)
+    run_command([
+        *base, "--target", "patch", "--layers", "a,b", "--magnify", "2", "--minutes", "3", "--seed", "4",
+        "--views", "0", "--batch", "5", "--sampling", "6", "--learning-rate", "0.1", "--rate", "constant",
+        "--lambda-k", "2", "--lambda-m", "3", "--lambda-c", "4", "--exposure", "0.5", "--gray", "0.6", "--half",
+    ])  # fmt: skip
+
+    assert seen[0] == {"seed": 1}
+    assert seen[1] == {
+        "target": "patch", "layers": ("a", "b"), "magnify": 2, "minutes": 3.0, "seed": 4, "views": 0, "batch_views": 5,
+        "sampling_px": 6, "learning_rate": 0.1, "rate": "constant", "lambda_k": 2.0, "lambda_m": 3.0, "lambda_c": 4.0,
+        "exposure": 0.5, "gray_share": 0.6, "half": True,
+    }  # fmt: skip
+
+
 def test_the_command_writes_teacher_and_card(
     tmp_path: Path, photographs: Photographs, backbone: LoadedBackbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,7 +604,7 @@ def test_the_command_writes_teacher_and_card(
     for name, image in zip(photographs.names, photographs.images, strict=True):
         cv2.imwrite(str(tmp_path / name), image)
     monkeypatch.setattr("trainer.backbones.load_backbone", lambda *_: backbone)
-    monkeypatch.setattr("trainer.distill.DistillConfig", lambda **given: config(steps=given["steps"]))
+    monkeypatch.setattr("trainer.distill_config.configure", lambda *given: config(steps=given[2]["steps"]))
     out = tmp_path / "out" / "t.safetensors"
 
     assert run_command(["--images", str(tmp_path), "--out", str(out), "--steps", "2"]) is None
