@@ -6,12 +6,20 @@ Owns what can be set and why each default is what it is.  Leaves what the settin
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
+
+import msgspec
 
 from edge.errors import CommandError
+
+Decay = Literal["constant", "cosine", "drop"]
+Pad = Literal["none", "zero", "reflect"]
+
+AUTOENCODER_SIDE_PX = 256
+"""EfficientAD's auto-encoder is a table of sizes for images of this side (table 8 there)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +27,8 @@ class Schedule:
     """How long and how fast: what ``loop`` needs to know, the same for every method.
 
     ``steps`` batches of ``batch_size`` images; Adam with ``learning_rate`` and ``weight_decay``; ``decay`` is
-    ``constant`` (paper) or ``cosine`` (from the full rate to zero over ``steps``).
+    ``constant`` (paper), ``cosine`` (from the full rate to zero over ``steps``) or ``drop`` (a tenth of the rate after
+    95 % of the steps: EfficientAD, 66,500 of 70,000).
 
     Raises:
         CommandError: a value is out of range.
@@ -29,7 +38,7 @@ class Schedule:
     batch_size: int
     learning_rate: float
     weight_decay: float
-    decay: Literal["constant", "cosine"]
+    decay: Decay
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
@@ -41,6 +50,8 @@ class Schedule:
         """The learning rate of step ``step``, counted from 0."""
         if self.decay == "constant":
             return self.learning_rate
+        if self.decay == "drop":
+            return self.learning_rate * (0.1 if step >= 0.95 * self.steps else 1.0)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
@@ -50,27 +61,80 @@ PAPER_WEIGHT_DECAY = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class StudentTeacherConfig:
-    """Settings of ``methods.student_teacher`` (Uninformed Students, CVPR 2020).
+    """Settings of ``methods.student_teacher`` (Uninformed Students, CVPR 2020); every default is the paper's.
 
-    ``teacher`` is a shipped teacher's name or a file; ``students`` is M; ``size_px`` the side of the square model
-    input.  The students take the teacher's architecture and are trained for ``epochs``, but no less than
-    ``min_steps`` and no more than ``max_steps`` batches.  ``center="image"`` subtracts from each map its own mean, so
-    that a part as a whole a little unlike those learned from (another strip of cloth, another exposure) is no flaw;
-    flaws that cover most of a part lose by it.  The other fields are those of ``Schedule``.
+    What is trained: ``teachers`` are shipped teachers' names or files, one for each scale; ``students`` is M, each of
+    its teacher's architecture; ``size_px`` the side of the square model input; ``pad`` what surrounds the image before
+    the networks, so that there is a descriptor for every pixel (``none``: only where the whole footprint lies inside).
+    ``train_stride`` px lie between the positions that are learned from, ``stride`` px between the cells of the deployed
+    map (None: each teacher's own stride); ``form`` is the dense form of ``fdfe`` that is exported.
+
+    How long: ``epochs``, but no less than ``min_steps`` and no more than ``max_steps`` batches; the other fields are
+    those of ``Schedule``.  ``precision`` is that of training; what is exported is always float32.
+
+    Named options, all off unless a preset or ``--set`` turns them on:
+
+    * ``loss="hard"`` learns from the largest 0.1 % of the errors only, ``penalty`` weighs the students' answers to
+      everyday photographs, ``autoencoder`` adds EfficientAD's third network, ``normalization="quantile"`` its score
+      normalization (Batzner et al. 2024).
+    * ``heads="shared"``: the students are one trunk with M last layers.
+    * ``exposure`` varies gain, gamma and offset of what students and teacher see while training.
+    * ``score`` says which of e and v are summed.
+    * ``metric``: how far the students miss the teacher is measured in the space of the decoded features of P
+      (``decoded``), or in units of how far they miss it on good images, in every direction of the descriptor space
+      (``gaussian``), and at every place of the image as far as good images speak for that (``placed``).
+    * ``center="image"`` subtracts from each map its own mean, so that a part as a whole a little unlike those learned
+      from (another strip of cloth, another exposure) is no flaw; flaws that cover most of a part lose by it.
+
+    Raises:
+        CommandError: settings that contradict each other.
     """
 
     preset: str
-    teacher: str
-    epochs: int
-    min_steps: int
-    max_steps: int
-    learning_rate: float
-    decay: Literal["constant", "cosine"]
+    teachers: tuple[str, ...]
+    epochs: int = 100
+    min_steps: int = 1
+    max_steps: int = 1_000_000
+    learning_rate: float = 1e-4
+    decay: Decay = "constant"
     students: int = 3  # paper: M = 3 on MVTec AD
     size_px: int = 256  # paper: images zoomed to 256 x 256, no crop
     batch_size: int = 1  # paper
     weight_decay: float = PAPER_WEIGHT_DECAY  # paper
+    pad: Pad = "none"
+    stride: int | None = None
+    train_stride: int | None = None
+    form: Literal["dilated", "multipool"] = "dilated"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    loss: Literal["mse", "hard"] = "mse"
+    penalty: float = 0.0
+    photographs: str | None = None
+    autoencoder: bool = False
+    heads: Literal["separate", "shared"] = "separate"
+    exposure: float = 0.0
+    score: Literal["e+v", "e", "v"] = "e+v"
+    metric: Literal["plain", "decoded", "gaussian", "placed"] = "plain"
+    normalization: Literal["gauss", "quantile"] = "gauss"
     center: Literal["none", "image"] = "none"  # paper: none
+
+    def __post_init__(self) -> None:
+        if not self.teachers:
+            raise CommandError("teachers: give at least one")
+        if self.students < 1:
+            raise CommandError(f"students must be at least 1, got {self.students}")
+        if self.students == 1 and self.score != "e":
+            raise CommandError(
+                f"score {self.score!r} needs two students at least, v is their disagreement; with students = 1 say "
+                "score = e"
+            )
+        for name, stride in (("stride", self.stride), ("train_stride", self.train_stride)):
+            if stride is not None and stride < 1:
+                raise CommandError(f"{name} must be at least 1 px, got {stride}")
+        if self.autoencoder and (len(self.teachers), self.students, self.size_px) != (1, 1, AUTOENCODER_SIDE_PX):
+            raise CommandError(
+                f"autoencoder is defined for one teacher, one student and images of {AUTOENCODER_SIDE_PX} px "
+                "(EfficientAD, table 8)"
+            )
 
     def schedule(self, images: int) -> Schedule:
         """The schedule for a training set of ``images``."""
@@ -85,13 +149,43 @@ class StudentTeacherConfig:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form for checkpoints and provenance."""
-        return asdict(self)
+        return asdict(self) | {"teachers": list(self.teachers)}
+
+
+_NONE_IS_A_WORD = ("pad", "center")
+
+
+def override(config: StudentTeacherConfig, settings: Sequence[str]) -> StudentTeacherConfig:
+    """``config`` with ``KEY=VALUE`` settings; values are read by the field's type, ``none`` is None, lists by commas.
+
+    Raises:
+        CommandError: no such key, or a value that it does not take; the message says what there is.
+    """
+    known = {f.name: f for f in fields(config) if f.name != "preset"}
+    changes: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or key not in known:
+            raise CommandError(f"--set {setting}: expected KEY=VALUE with a KEY of {', '.join(known)}")
+        is_none = value.lower() == "none" and key not in _NONE_IS_A_WORD
+        given: Any = None if is_none else value.split(",") if key == "teachers" else value
+        try:
+            changes[key] = msgspec.convert(given, get_type_hints(StudentTeacherConfig)[key], strict=False)
+        except msgspec.ValidationError as error:
+            raise CommandError(f"--set {setting}: {error}") from error
+    return replace(config, **changes)
 
 
 LINE = StudentTeacherConfig(
-    preset="line", teacher="line", epochs=25, min_steps=1200, max_steps=4000, learning_rate=1e-3, decay="cosine"
+    preset="line",
+    teachers=("line",),
+    epochs=25,
+    min_steps=1200,
+    max_steps=4000,
+    learning_rate=1e-3,
+    decay="cosine",
 )
-"""The recommended preset: the paper's method on the quarter-width teacher, sized for two CPU cores.
+"""The paper's method on the quarter-width teacher, sized for two CPU cores.
 
 Deviations from the paper, chosen by the loss on held-out good images (never by test images):
 
@@ -106,8 +200,48 @@ bf16 autocast would take 0.066 s instead of 0.116 s a step (one thread, AVX-512 
 on what the CPU supports; everything here is float32.
 """
 
+LINE_FAST = replace(LINE, preset="line-fast", teachers=("line-fast",), students=1, score="e")
+"""Half the widths and one student: a sixth of ``line``'s cost."""
+
+
+def _paper(patch: int) -> StudentTeacherConfig:
+    """The paper's settings for one receptive field: full width, a descriptor for every pixel, zeros around the image.
+
+    FDFE pads with zeros (Bailer et al. 2017, section 3); that this method does the same is our reading.  Learning from
+    every fourth pixel instead of every one is the same objective on a sixteenth of the positions (``tests/trainer/
+    test_fdfe.py``); on a GPU ``--set train_stride=1`` takes them all.
+    """
+    return StudentTeacherConfig(
+        preset=f"paper-{patch}", teachers=(f"paper-{patch}",), pad="zero", stride=1, train_stride=4
+    )
+
+
+PAPER_MULTISCALE = replace(_paper(17), preset="paper-multiscale", teachers=("paper-17", "paper-33", "paper-65"))
+"""All three receptive fields, unweighted mean of the normalized scores (paper, section 3.4: L = 3)."""
+
+EFFICIENTAD_S = StudentTeacherConfig(
+    preset="efficientad-s",
+    teachers=("pdn-s",),
+    students=1,
+    score="e",
+    loss="hard",
+    penalty=1.0,
+    autoencoder=True,
+    normalization="quantile",
+    epochs=1,
+    min_steps=70_000,
+    max_steps=70_000,
+    decay="drop",
+)
+"""EfficientAD-S (Batzner et al., WACV 2024, algorithm 1): 70,000 steps of one image, Adam 1e-4.
+
+Its penalty looks at a folder of everyday photographs, which must be given (``--photographs DIR``).
+"""
+
+_STUDENT_TEACHER = (LINE, LINE_FAST, _paper(17), _paper(33), _paper(65), PAPER_MULTISCALE, EFFICIENTAD_S)
+
 PRESETS: Mapping[str, Mapping[str, StudentTeacherConfig]] = MappingProxyType(
-    {"student-teacher": MappingProxyType({"line": LINE})}
+    {"student-teacher": MappingProxyType({preset.preset: preset for preset in _STUDENT_TEACHER})}
 )
 """Method name -> preset name -> configuration; the first preset of a method is its recommended one."""
 

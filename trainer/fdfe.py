@@ -202,7 +202,7 @@ def _layer(net: nn.Module, node: fx.Node) -> tuple[str, nn.Module | None]:
         if node.target is torch.flatten and node.args[1:] == (1,):
             return node.name, None
         if plain and node.target in _FUNCTIONS:
-            return node.name, _FUNCTIONS[node.target]  # type: ignore[index]
+            return node.name, _FUNCTIONS[node.target]
     if node.op == "call_method":
         if node.target == "flatten" and node.args[1:] == (1,):
             return node.name, None

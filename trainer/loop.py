@@ -250,7 +250,8 @@ def _train_step(
         group["lr"] = schedule.rate_at(step)
     places = image_places(len(frames), schedule.batch_size, step, seed)
     optimizer.zero_grad(set_to_none=True)
-    loss = method.loss(Batch(torch.from_numpy(frames[places]), places))
+    draw = int(np.random.default_rng([seed, 0xD4A3, step]).integers(2**62))
+    loss = method.loss(Batch(torch.from_numpy(frames[places]), places, draw))
     value = float(loss.detach())
     if not math.isfinite(value):
         # Before the step is taken: the checkpoint on disk stays good.

@@ -23,10 +23,12 @@ class Batch:
     """Images of one step: ``frames`` (B, h, w, C) uint8; ``index`` (B,) their places among those given to ``prepare``.
 
     ``index`` is None for images outside the training set; a method must not look those up in anything it cached.
+    Whatever a method draws at random for the step follows from ``draw``, so that a resumed run draws it again.
     """
 
     frames: Tensor
     index: NDArray[np.int64] | None = None
+    draw: int = 0
 
 
 class Method(Protocol):
@@ -65,12 +67,23 @@ class Method(Protocol):
         """
         ...
 
-    def deployed(self, channels: int) -> nn.Module:
-        """The graph contract as a module: uint8 (N, h, w, channels) -> float32 maps (N, h', w'), scores (N,)."""
+    def deployed(self, channels: int, *, stride: int | None = None) -> nn.Module:
+        """The graph contract as a module: uint8 (N, h, w, channels) -> float32 maps (N, h', w'), scores (N,).
+
+        ``stride`` is None for the configured one, or a multiple of it: the same map at fewer places.
+
+        Raises:
+            CommandError: the method cannot be deployed at that stride.
+        """
         ...
 
-    def map_geometry(self, height_px: int, width_px: int) -> MapGeometry:
+    def map_geometry(self, height_px: int, width_px: int, *, stride: int | None = None) -> MapGeometry:
         """Where the cells of the deployed map lie for an input of this size."""
+        ...
+
+    @property
+    def local(self) -> bool:
+        """Whether a cell depends on its receptive field alone, so that maps of tiles can be put together."""
         ...
 
     def describe(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from edge.errors import TrainingError
 from trainer.backbones import Backbone, FeatureLayer
+from trainer.grids import reading_weights
 from trainer.patch_nets import PatchNetSpec
 
 PATCH_STEP = 8
@@ -165,14 +166,7 @@ def center_weights(cells: int, layer: FeatureLayer, first_px: float, stride_px: 
     """
     centers = first_px + stride_px * torch.arange(grid, dtype=torch.float64)
     magnified = magnify * centers + (magnify - 1) / 2
-    position = ((magnified - layer.origin) / layer.stride).clamp(0, cells - 1)
-    below = position.floor().long().clamp(max=max(cells - 2, 0))
-    share = (position - below).float()
-    weights = torch.zeros(grid, cells)
-    rows = torch.arange(grid)
-    weights[rows, below] += 1 - share
-    weights[rows, (below + 1).clamp(max=cells - 1)] += share
-    return weights
+    return reading_weights(cells, (magnified - layer.origin) / layer.stride)
 
 
 def _features(backbone: Backbone, views: Tensor, magnify: int) -> dict[str, Tensor]:

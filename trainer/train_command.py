@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trainer.data import Fit, Split, TrainingSet
     from trainer.loop import Outcome
     from trainer.method import Method
+    from trainer.refine import RefineRequest
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells report SIGINT."""
@@ -38,7 +39,16 @@ def train(
     data: Annotated[Path, typer.Option(help="Folder of good images, or one that holds train/good.")],
     out: Annotated[Path, typer.Option(help="Bundle to write; must not exist.")],
     preset: Annotated[str | None, typer.Option(help="Named settings; default: the recommended ones.")] = None,
-    teacher: Annotated[str | None, typer.Option(help="Teacher by name or file; default: the preset's.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Teachers by name or file, one a scale, by commas; default: the preset's.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change one setting of the preset, e.g. score=e; repeatable."),
+    ] = None,
+    photographs: Annotated[
+        Path | None, typer.Option(help="Everyday photographs, for presets that are to know what a part is not.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Draws students, image order and held-out images.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of a stopped run.")] = False,
@@ -56,6 +66,13 @@ def train(
     part_regex: Annotated[
         str | None, typer.Option(help="What names the physical part in a file name; its images stay together.")
     ] = None,
+    refine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STRIDE[:RATE]",
+            help="Look every STRIDE px first, compute densely only tiles that could matter; miss at most RATE (0.1%).",
+        ),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: all cores.")] = None,
 ) -> None:
     """Learn what good parts look like and write a bundle with a provisional threshold."""
@@ -64,10 +81,12 @@ def train(
     from trainer.data import load_training_set, split_by_part
     from trainer.distill import load_teacher
     from trainer.methods import METHODS
+    from trainer.refine import RefineRequest
 
-    config = _configure(choose_preset(method, preset), teacher=teacher, size=size)
+    config = _configure(choose_preset(method, preset), settings or [], teacher, size, photographs)
     chosen_aspect = _require_options(aspect, device, out, minutes, steps)
-    chosen_fit = _require_fit(fit, chosen_aspect, config)
+    chosen_fit = _require_fit(fit, chosen_aspect)
+    chosen_refine = None if refine is None else RefineRequest.parse(refine)
     _require_clear_start(checkpoint_path(out), resume)
     _use_threads(threads)
 
@@ -76,9 +95,11 @@ def train(
     )
     split = split_by_part(found.names, found.file_sha256, share=holdout, seed=seed, part_regex=part_regex)
     _print_data(found, split)
-    learner = METHODS[method](config, load_teacher(config.teacher), seed=seed, device=device)
-    job = _Job(learner, found, split, config, seed, chosen_aspect, chosen_fit, out)
+    teachers = [load_teacher(name) for name in config.teachers]
+    learner = METHODS[method](config, teachers, seed=seed, device=device)
+    job = _Job(learner, found, split, config, seed, chosen_aspect, chosen_fit, out, chosen_refine)
     _require_joinable(job)
+    _require_refinable(job)
 
     schedule, outcome = _learn(job, steps=steps, minutes=minutes, resume=resume)
     if not outcome.finished:
@@ -105,6 +126,7 @@ class _Job:
     aspect: Aspect
     fit: Fit
     out: Path
+    refine: RefineRequest | None = None
 
 
 def _wait_politely() -> None:
@@ -116,12 +138,17 @@ def _wait_politely() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def _configure(config: StudentTeacherConfig, *, teacher: str | None, size: int | None) -> StudentTeacherConfig:
-    return replace(
-        config,
-        teacher=config.teacher if teacher is None else teacher,
-        size_px=config.size_px if size is None else size,
-    )
+def _configure(
+    config: StudentTeacherConfig,
+    settings: list[str],
+    teacher: str | None,
+    size: int | None,
+    photographs: Path | None,
+) -> StudentTeacherConfig:
+    from trainer.config import override
+
+    shorthand = {"teachers": teacher, "size_px": size, "photographs": photographs}
+    return override(config, [*settings, *(f"{key}={value}" for key, value in shorthand.items() if value is not None)])
 
 
 def _require_options(aspect: str, device: str, out: Path, minutes: float | None, steps: int | None) -> Aspect:
@@ -144,16 +171,13 @@ def _require_options(aspect: str, device: str, out: Path, minutes: float | None,
     raise CommandError(f"--aspect {aspect!r}: expected stretch or keep")
 
 
-def _require_fit(fit: str, aspect: Aspect, config: StudentTeacherConfig) -> Fit:
+def _require_fit(fit: str, aspect: Aspect) -> Fit:
     if fit == "resize":
         return "resize"
     if fit != "tile":
         raise CommandError(f"--fit {fit!r}: expected resize or tile")
     if aspect != "stretch":
         raise CommandError(f"--aspect {aspect} says how pictures are resized, and --fit tile does not; leave it out")
-    if config.center != "none":
-        # A tile's own mean differs from its neighbor's, so the stitched map would have seams.
-        raise CommandError("--fit tile needs a map whose cells do not depend on the whole picture; use center = none")
     return "tile"
 
 
@@ -161,7 +185,22 @@ def _require_joinable(job: _Job) -> None:
     """Refuse a map that cannot be put together from tiles now, and not after the training."""
     from edge.stages.tile import tiling_of
 
+    if job.fit == "tile" and not job.learner.local:
+        # A tile's own mean, say, differs from its neighbor's: the stitched map would have seams.
+        raise CommandError(
+            "--fit tile needs a map whose cells do not depend on the whole picture: use center = none, a metric other "
+            "than placed, no auto-encoder, and one scale or --set pad=zero with one stride"
+        )
     tiling_of(_input_spec(job, 1), job.learner.map_geometry(job.config.size_px, job.config.size_px))
+
+
+def _require_refinable(job: _Job) -> None:
+    """Refuse a coarse look that the method or the held-out images cannot give now, and not after the training."""
+    from trainer.refine import coarse_geometry, require_tiles
+
+    if job.refine is not None:
+        coarse_geometry(job.learner, _input_spec(job, 1), job.refine)
+        require_tiles(sum(job.found.crops[place] for place in job.split.threshold), job.refine)
 
 
 def _require_clear_start(checkpoint: Path, resume: bool) -> None:
@@ -231,7 +270,8 @@ def _learn(job: _Job, *, steps: int | None, minutes: float | None, resume: bool)
 
 def _identity(job: _Job) -> dict[str, Any]:
     """What two runs must share for one to go on with the other's checkpoint, beside the schedule."""
-    teacher = job.learner.describe().get("teacher", {})
+    described = job.learner.describe()
+    teachers = [scale.get("teacher", {}).get("sha256", "none") for scale in described.get("scales", [described])]
     return {
         "config": job.config.to_json(),
         "seed": job.seed,
@@ -240,13 +280,14 @@ def _identity(job: _Job) -> dict[str, Any]:
         "aspect": job.aspect,
         # Only where it is new: checkpoints of the time before are of resized images.
         **({"fit": job.fit} if job.fit != "resize" else {}),
-        "teacher_sha256": teacher.get("sha256"),
+        "teacher_sha256": ", ".join(teachers),
     }
 
 
 def _finish(job: _Job, schedule: Schedule, outcome: Outcome) -> None:
     from trainer.data import digest_of
     from trainer.export import MAX_BATCH, BundleFacts, export_bundle
+    from trainer.refine import describe
 
     found, split = job.found, job.split
     job.learner.fit_statistics(found.take(split.statistics))
@@ -261,12 +302,15 @@ def _finish(job: _Job, schedule: Schedule, outcome: Outcome) -> None:
         report={},
     )
     whole = found.paths(split.threshold) if job.fit == "tile" else None
-    bundle = export_bundle(job.learner, job.out, facts, held_out=found.take(split.threshold), whole_images=whole)
+    held_out = found.take(split.threshold)
+    bundle = export_bundle(job.learner, job.out, facts, held_out=held_out, whole_images=whole, refine=job.refine)
     print(f"wrote {job.out}, model {bundle.model_id[:12]}, after {outcome.elapsed_s / 60:.1f} min of training")
     print(
         f"provisional threshold {bundle.calibration.threshold:.4g} from {len(split.threshold)} good images, not "
         f"certified; next: kizu calibrate {job.out} --good DIR --false-rejects RATE --out BUNDLE"
     )
+    if bundle.manifest.refine is not None:
+        print(describe(bundle.manifest.refine, bundle.provenance["refine"]))
 
 
 def _input_spec(job: _Job, max_batch: int) -> InputSpec:

@@ -35,8 +35,8 @@ def fitted(channels: int) -> tuple[StudentTeacher, Frames]:
     frames = np.random.default_rng(8).integers(0, 256, (8, 64, 64, channels), np.uint8)
     net = build_patch_net(TINY, 50).eval().requires_grad_(False)
     teacher = Teacher("tiny", TINY, net, torch.zeros(1, 4), torch.zeros(1), {}, "0" * 64)
-    config = replace(LINE, teacher="tiny", size_px=64)
-    method = StudentTeacher(config, teacher, seed=1)
+    config = replace(LINE, teachers=("tiny",), size_px=64)
+    method = StudentTeacher(config, [teacher], seed=1)
     method.prepare(frames)
     method.fit_statistics(frames)
     return method, frames

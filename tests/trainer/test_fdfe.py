@@ -170,7 +170,7 @@ def test_a_shift_by_one_pixel_or_a_wrong_phase_would_be_seen(form: Form, monkeyp
 
 @pytest.mark.parametrize("form", FORMS)
 def test_dense_and_strided_training_have_one_objective_at_the_positions_that_both_see(form: Form) -> None:
-    """A student trained at stride 4 on a CPU and one trained at every pixel on a GPU learn the same, with one gradient."""
+    """A student trained at stride 4 on a CPU and one trained at every pixel on a GPU learn one thing."""
     spec = NARROW["p33"]
     student, teacher = build_patch_net(spec, 1), build_patch_net(spec, 2).eval()
     image = image_of(60, 53)

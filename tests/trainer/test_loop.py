@@ -44,8 +44,8 @@ def frames() -> Frames:
 def tiny_method(frames: Frames, seed: int = 3) -> StudentTeacher:
     net = build_patch_net(TINY, 77).eval().requires_grad_(False)
     teacher = Teacher("tiny", TINY, net, torch.zeros(1, 4), torch.zeros(1), {}, "0" * 64)
-    config = replace(LINE, teacher="tiny", size_px=64)
-    method = StudentTeacher(config, teacher, seed=seed)
+    config = replace(LINE, teachers=("tiny",), size_px=64)
+    method = StudentTeacher(config, [teacher], seed=seed)
     method.prepare(frames[:9])
     return method
 

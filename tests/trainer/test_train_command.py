@@ -23,8 +23,8 @@ from edge.errors import BundleError, CommandError, DataError, ParityError, Train
 from edge.images import encode_png
 from trainer.checkpoint import module_tensors, save_checkpoint
 from trainer.config import Schedule
-from trainer.methods.student_teacher import DeployedStudentTeacher
 from trainer.patch_nets import PatchNetSpec, build_patch_net
+from trainer.student_graph import DeployedStudentTeacher
 from trainer.train_command import INTERRUPTED, checkpoint_path, train
 
 TINY = PatchNetSpec(patch=33, widths=(4, 4, 4), descriptor_dim=4)
@@ -179,5 +179,5 @@ def test_a_failed_parity_keeps_the_training(place: Path, monkeypatch: pytest.Mon
 
 def _brighter(net: DeployedStudentTeacher) -> DeployedStudentTeacher:
     wrong = copy.deepcopy(net)
-    wrong.shift += 0.1
+    wrong.scales[0].shift += 0.1  # type: ignore[operator,assignment]
     return wrong

@@ -1,256 +1,196 @@
-"""Student-teacher regression: Bergmann et al., "Uninformed Students", CVPR 2020 (arXiv 1911.02357).
+"""Student-teacher regression: Bergmann et al., "Uninformed Students", CVPR 2020 (arXiv 1911.02357), and later.
 
-Owns the students' loss (section 3.2 of the paper, "Ensemble of Student Networks"), the scores e, v and their sum
-(section 3.3, "Scoring Functions for Anomaly Detection"), and the graph that is deployed.  Leaves the teacher to
-``distill``, the layer tables to ``patch_nets`` and the order of steps to ``loop``.
+Owns the sum over receptive fields (section 3.4 of the paper), the normalization of the scores e and v (section 3.3),
+and where the map lies.  Leaves what one receptive field learns to ``student_scale``, the graph to ``student_graph``,
+the teacher to ``distill``, the layer tables to ``patch_nets`` and the order of steps to ``loop``.
 
-With T the teacher, S_1..S_M the students, mu and sigma the teacher's mean and deviation per channel over all positions
-of all training images, and every position (r, c) of the map:
+With e and v of each scale l (see ``student_scale``) and every position (r, c) of the map:
 
-    T'      = (T - mu) / sigma
-    loss    = sum_i  mean_rc || S_i - T' ||^2                     each student by itself; one sum, separate gradients
-    e       = || mean_i S_i - T' ||^2                             the students miss the teacher
-    v       = mean_i ||S_i||^2 - || mean_i S_i ||^2               the students disagree (predictive variance)
-    score   = (e - e_mu) / e_sigma + (v - v_mu) / v_sigma         scalars over all positions of held-out good images
-    image score = max_rc score
+    score_l     = (e - e_mu) / e_sigma + (v - v_mu) / v_sigma     scalars over all positions of held-out good images
+    score       = 1/L sum_l score_l
+    image score = max_rc score                                    not in the paper; what its authors do later
 
-Deviations: descriptors lie on the teacher's stride (4 px) instead of every pixel, and only where the whole footprint
-lies inside the image, because padded borders make good images peak at the rim.  The students see each image once a
-step together, in the same order; the paper trains them one by one.
+Deviations that every preset shares: students see each image once a step together, in the same order (the paper trains
+them one by one).  ``line`` and the other presets without padding have descriptors on the teacher's stride instead of
+every pixel, and only where the whole footprint lies inside the image: padded borders make good images peak at the rim.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge.bundle import MapGeometry
-from edge.errors import DataError, TrainingError
+from edge.errors import CommandError, TrainingError
 from trainer.config import StudentTeacherConfig
 from trainer.distill import Teacher
 from trainer.method import Batch, Frames
-from trainer.patch_nets import InputNormalization, PatchNet, build_patch_net
+from trainer.student_graph import Affine, DeployedStudentTeacher, ScaleGraph, same_grid
+from trainer.student_scale import Scale, cells, offset_px
 
-TARGET_CACHE_BYTES = 1 << 30
-"""The teacher's answers are kept in memory up to this size (416 kB an image at 256 x 256), else computed every step."""
+QUANTILES = (0.9, 0.995)
+"""q_a and q_b of EfficientAD: maps are shifted and scaled so that these quantiles become 0 and 0.1."""
 
-_CHUNK = 8
+QUANTILE_SPAN = 0.1
 
 
 class StudentTeacher:
-    """``method.Method`` for M students of one teacher; ``seed`` draws the students, each from its own stream."""
+    """``method.Method`` for M students of each of one or more teachers; ``seed`` draws them, each from its own stream.
+
+    Raises:
+        CommandError: a setting lacks what it needs, or the teachers cannot work together.
+    """
 
     name = "student-teacher"
 
-    def __init__(self, config: StudentTeacherConfig, teacher: Teacher, *, seed: int, device: str = "cpu") -> None:
+    def __init__(
+        self, config: StudentTeacherConfig, teachers: Sequence[Teacher], *, seed: int, device: str = "cpu"
+    ) -> None:
         self.config = config
-        self.teacher = teacher
-        self.device = torch.device(device)
-        self._teacher_net = teacher.net.to(self.device).eval().requires_grad_(False)
-        students = [build_patch_net(teacher.spec, _student_seed(seed, i)) for i in range(config.students)]
-        # channels_last: 1.7 x faster a step with one thread (0.116 against 0.201 s an image, three students, AVX-512).
-        self.students = nn.ModuleList(students).to(self.device)
-        for parameter in self.students.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        self.normalize = InputNormalization().to(self.device)
-        self._targets: Tensor | None = None
-        self.mu, self.sigma = torch.zeros(teacher.spec.descriptor_dim), torch.ones(teacher.spec.descriptor_dim)
-        self.statistics: dict[str, float] = {}
+        self.scales = [
+            Scale(config, teacher, seed=seed, number=number, device=device) for number, teacher in enumerate(teachers)
+        ]
+        self._trainable = nn.ModuleList(scale.trainable for scale in self.scales)
+        self._training: Frames | None = None
+        self.statistics: list[dict[str, dict[str, float]]] = []
 
     @property
     def trainable(self) -> nn.Module:
-        """The students."""
-        return self.students
+        """All students."""
+        return self._trainable
 
-    @torch.no_grad()
+    @property
+    def local(self) -> bool:
+        """No score looks at the whole picture, and all scales move by the same stride."""
+        grids = [scale.stride for scale in self.scales]
+        whole = self.config.center == "image" or self.config.metric == "placed" or self.config.autoencoder
+        return not whole and len(set(grids)) == 1 and (len(grids) == 1 or self.config.pad != "none")
+
     def prepare(self, frames: Frames) -> None:
-        """Fit mu and sigma on ``frames`` (n, h, w, C) and cache the normalized teacher's answers if they fit.
+        """Fit each teacher's mu and sigma on ``frames`` (n, h, w, C).
 
         Raises:
-            DataError: the teacher answers the same everywhere.
+            DataError: a teacher answers the same everywhere.
         """
-        total = torch.zeros(self.teacher.spec.descriptor_dim, dtype=torch.float64)
-        squares, positions = total.clone(), 0
-        raw = []
-        fits = len(frames) * self._answer_bytes(frames.shape) <= TARGET_CACHE_BYTES
-        for chunk in _chunks(frames):
-            answer = self._teacher_net(self._pixels(chunk)).cpu()
-            flat = answer.double().transpose(0, 1).flatten(1)  # (d, positions); fp64: squares of large sums
-            total, squares, positions = total + flat.sum(1), squares + (flat**2).sum(1), positions + flat.shape[1]
-            if fits:
-                raw.append(answer)
-        mean = total / positions
-        sigma = (squares / positions - mean**2).clamp_min(0).sqrt()
-        if not bool((sigma > 0).all()):
-            raise DataError(
-                f"the teacher {self.teacher.name} answers the same at every place of all {len(frames)} training "
-                "images; expected pictures of parts, are these blank?"
-            )
-        self.mu, self.sigma = mean.float(), sigma.float()
-        if fits:
-            self._targets = (torch.cat(raw) - self.mu.view(1, -1, 1, 1)) / self.sigma.view(1, -1, 1, 1)
+        self._training = frames
+        for scale in self.scales:
+            scale.prepare(frames)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Sum over the students of the mean over positions of the squared L2 distance to T' (paper, section 3.2)."""
-        pixels = self._pixels(batch.frames)
-        target = self._target(pixels, batch.index)
-        return torch.stack([((student(pixels) - target) ** 2).sum(1).mean() for student in self.students]).sum()
+        """Sum over scales and students."""
+        return torch.stack([scale.loss(batch) for scale in self.scales]).sum()
 
-    @torch.no_grad()
     def fit_statistics(self, frames: Frames) -> None:
-        """Fit e_mu, e_sigma, v_mu, v_sigma over all positions of held-out good images (n, h, w, C).
+        """Fit the metric and each map's normalization over all positions of held-out good images (n, h, w, C).
 
         Raises:
-            TrainingError: e or v does not vary.
+            TrainingError: a score does not vary.
         """
-        self.statistics = {}
-        answers = [self._errors(self._pixels(chunk)) for chunk in _chunks(frames)]
-        for name, parts in (("e", [e for e, _ in answers]), ("v", [v for _, v in answers])):
-            values = torch.cat([part.flatten() for part in parts]).double()
-            mean, deviation = float(values.mean()), float(values.std(correction=0))
-            # Relative to e: equal students give a v of pure rounding, about 1e-14 of it, not zero.
-            floor = 1e-6 * self.statistics.get("e_mu", mean)
-            if not np.isfinite(mean) or not deviation > floor:
-                raise TrainingError(
-                    f"score {name} has mean {mean:.4g}, deviation {deviation:.4g} over {len(frames)} held-out images; "
-                    "nothing can be normalized by that: train longer or at a lower learning rate"
-                )
-            self.statistics |= {f"{name}_mu": mean, f"{name}_sigma": deviation}
+        self.statistics = []
+        for scale in self.scales:
+            if self.config.metric != "plain":
+                assert self._training is not None, "prepare comes first"
+                scale.fit_metric(self._training, frames)
+            maps = scale.maps(frames)
+            shown = {name: values for name, values in maps.items() if name in self._summed()}
+            self.statistics.append({name: self._fitted(name, values, maps["e"]) for name, values in shown.items()})
 
-    def deployed(self, channels: int) -> nn.Module:
-        """The graph contract as a module on the CPU: uint8 (N, h, w, channels) -> maps (N, h', w'), scores (N,)."""
+    def deployed(self, channels: int, *, stride: int | None = None) -> nn.Module:
+        """The graph contract as a module on the CPU: uint8 (N, h, w, channels) -> maps (N, h', w'), scores (N,).
+
+        Raises:
+            CommandError: ``stride`` is no multiple of the configured one, or the map depends on the whole picture.
+        """
+        side = self.config.size_px
+        graphs = [
+            ScaleGraph(scale, self._affine(fitted), channels, self._stride(scale, stride))
+            for scale, fitted in zip(self.scales, self.statistics, strict=True)
+        ]
+        order = self._finest_first(side, side, stride)
+        geometries = [self._geometry(scale, side, side, stride) for scale in self.scales]
         return DeployedStudentTeacher(
-            self._teacher_net,
-            list(self._students()),
-            self.mu,
-            self.sigma,
-            self.statistics,
-            channels,
-            center=self.config.center,
+            [graphs[i] for i in order], [geometries[i] for i in order], center=self.config.center
         )
 
-    def map_geometry(self, height_px: int, width_px: int) -> MapGeometry:
-        """Cells at the teacher's stride, centered in its footprint: 57 x 57 for p = 33 at 256 px (offset 15.5)."""
-        spec = self.teacher.spec
+    def map_geometry(self, height_px: int, width_px: int, *, stride: int | None = None) -> MapGeometry:
+        """57 x 57 cells, 4 px apart from 15.5, for ``line`` at 256 px; a cell for each pixel for the paper's presets.
+
+        Scales that are summed cell by cell have the mean of their offsets.
+        """
+        found = [self._geometry(self.scales[i], height_px, width_px, stride)
+                 for i in self._finest_first(height_px, width_px, stride)]  # fmt: skip
+        first = found[0]
+        alike = [one for one in found if same_grid(one, first)]
+        offset = sum(one.offset_y for one in alike) / len(alike)
         return MapGeometry(
-            height=spec.grid(height_px), width=spec.grid(width_px), stride=float(spec.stride),
-            offset_y=spec.center, offset_x=spec.center, reduction="max",
+            height=first.height, width=first.width, stride=first.stride, offset_y=offset, offset_x=offset,
+            reduction="max", rim_px=first.rim_px,
         )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
-        """The teacher's name, digest and card, and the fitted scalars."""
-        teacher = {"name": self.teacher.name, "sha256": self.teacher.sha256, "card": self.teacher.card}
-        return {"teacher": teacher, "statistics": self.statistics}
+        """Each scale's teacher (name, digest, card), metric, and fitted normalizations."""
+        fitted = self.statistics or [{}] * len(self.scales)
+        scales = [scale.describe() | {"statistics": row} for scale, row in zip(self.scales, fitted, strict=True)]
+        return scales[0] if len(scales) == 1 else {"scales": scales}
 
-    def _students(self) -> Iterator[PatchNet]:
-        for student in self.students:
-            assert isinstance(student, PatchNet)  # nn.ModuleList forgets the type
-            yield student
+    def _summed(self) -> tuple[str, ...]:
+        """Names of the maps that make up the score."""
+        return (*self.config.score.split("+"), *(("a",) if self.config.autoencoder else ()))
 
-    def _pixels(self, frames: Tensor) -> Tensor:
-        """uint8 (N, h, w, C) -> normalized (N, 3, h, w) on the device."""
-        pixels: Tensor = self.normalize(frames.to(self.device))
-        return pixels.contiguous(memory_format=torch.channels_last)
+    def _fitted(self, name: str, values: Tensor, e: Tensor) -> dict[str, float]:
+        """``mu`` and ``sigma`` of one raw map, or its two quantiles."""
+        numbers = values.flatten().double().numpy()
+        if self.config.normalization == "quantile":
+            low, high = (float(q) for q in np.quantile(numbers, QUANTILES))
+            middle, spread, found = low, high - low, {"q_a": low, "q_b": high}
+        else:
+            middle, spread = float(numbers.mean()), float(numbers.std())
+            found = {"mu": middle, "sigma": spread}
+        # Relative to e: equal students give a v of pure rounding, about 1e-14 of it, not zero.
+        if not np.isfinite(middle) or not spread > 1e-6 * float(e.mean()) * (name != "a"):
+            raise TrainingError(
+                f"score {name} has {', '.join(f'{key} {value:.4g}' for key, value in found.items())} over "
+                f"{len(values)} held-out images; nothing can be normalized by that: train longer or at a lower "
+                "learning rate"
+            )
+        return found
 
-    def _target(self, pixels: Tensor, index: NDArray[np.int64] | None = None) -> Tensor:
-        """T' (B, d, h', w'), from the cache if ``index`` says where and there is one."""
-        if index is not None and self._targets is not None:
-            return self._targets[torch.from_numpy(index)].to(self.device)
-        with torch.no_grad():
-            answer: Tensor = self._teacher_net(pixels)
-        return (answer - self.mu.to(self.device).view(1, -1, 1, 1)) / self.sigma.to(self.device).view(1, -1, 1, 1)
+    def _affine(self, fitted: dict[str, dict[str, float]]) -> dict[str, Affine]:
+        """The fitted numbers as shift and scale; EfficientAD weighs its two maps by one half each."""
+        weight = 0.5 if self.config.autoencoder else 1.0
+        return {
+            name: Affine(row["mu"], weight / row["sigma"])
+            if "mu" in row
+            else Affine(row["q_a"], weight * QUANTILE_SPAN / (row["q_b"] - row["q_a"]))
+            for name, row in fitted.items()
+        }
 
-    def _errors(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """e and v (N, h', w') of normalized pixels, on the CPU."""
-        e, v = student_errors(self._target(pixels), [student(pixels) for student in self.students])
-        return e.cpu(), v.cpu()
+    def _stride(self, scale: Scale, stride: int | None) -> int:
+        if stride is None or stride == scale.stride:
+            return scale.stride
+        if not self.local or stride % scale.stride:
+            raise CommandError(
+                f"this model cannot be evaluated every {stride} px: its own map has a cell every {scale.stride} px"
+                + ("" if self.local else ", and its scores depend on the whole picture")
+                + f"; give a multiple of {scale.stride} and a preset without center, placed metric or auto-encoder"
+            )
+        return stride
 
-    def _answer_bytes(self, shape: tuple[int, ...]) -> int:
-        spec = self.teacher.spec
-        return 4 * spec.descriptor_dim * spec.grid(shape[1]) * spec.grid(shape[2])
+    def _geometry(self, scale: Scale, height_px: int, width_px: int, stride: int | None) -> MapGeometry:
+        step, pad = self._stride(scale, stride), self.config.pad
+        offset = offset_px(scale.spec, pad)
+        return MapGeometry(
+            height=cells(scale.spec, height_px, step, pad), width=cells(scale.spec, width_px, step, pad),
+            stride=float(step), offset_y=offset, offset_x=offset, reduction="max",
+            # What a cell within this of a side sees is partly padding.
+            rim_px=0 if pad == "none" else max(one.spec.patch for one in self.scales) - 1,
+        )  # fmt: skip
 
-
-def student_errors(target: Tensor, students: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """e and v (N, h', w') from T' (N, d, h', w') and the M students' answers of that shape (paper, section 3.3).
-
-    v is computed as mean_i ||S_i - mean S||^2, equal to the printed difference of sums but free of its cancellation.
-    """
-    mean = students[0]
-    for answer in students[1:]:
-        mean = mean + answer
-    mean = mean / len(students)
-    e = ((mean - target) ** 2).sum(1)
-    v = ((students[0] - mean) ** 2).sum(1)
-    for answer in students[1:]:
-        v = v + ((answer - mean) ** 2).sum(1)
-    return e, v / len(students)
-
-
-class DeployedStudentTeacher(nn.Module):
-    """Teacher, students, e, v and their normalization as one graph: uint8 (N, h, w, C) -> (N, h', w'), (N,).
-
-    Input normalization is folded into the first convolutions and mu, sigma into the teacher's last: exact, since no
-    layer pads, and for gray input the first layers then cost a third.
-    """
-
-    def __init__(
-        self, teacher: PatchNet, students: list[PatchNet], mu: Tensor, sigma: Tensor, statistics: dict[str, float],
-        channels: int, *, center: Literal["none", "image"] = "none",
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.center = center
-        self.teacher = _with_raw_input(teacher, channels)
-        self.students = nn.ModuleList(_with_raw_input(student, channels) for student in students)
-        _standardize_output(self.teacher.last_conv, mu, sigma)
-        # score = e / e_sigma + v / v_sigma - shift
-        self.e_scale, self.v_scale = 1 / statistics["e_sigma"], 1 / statistics["v_sigma"]
-        self.shift = statistics["e_mu"] * self.e_scale + statistics["v_mu"] * self.v_scale
-
-    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = frames.float().permute(0, 3, 1, 2)  # (N, C, h, w); cast before permute, as TensorRT wants it
-        e, v = student_errors(self.teacher(pixels), [student(pixels) for student in self.students])
-        anomaly_map = e * self.e_scale + v * self.v_scale - self.shift
-        if self.center == "image":
-            anomaly_map = anomaly_map - anomaly_map.mean((1, 2), keepdim=True)
-        return anomaly_map, anomaly_map.amax((1, 2))
-
-
-def _with_raw_input(net: PatchNet, channels: int) -> PatchNet:
-    """A copy on the CPU for pixels 0..255 of ``channels`` channels: w' = w / std, b' = b - sum w' mean."""
-    copy = PatchNet(net.spec)
-    copy.load_state_dict({name: tensor.detach().cpu() for name, tensor in net.state_dict().items()})
-    first = copy.layers[0]
-    assert isinstance(first, nn.Conv2d)
-    normalize = InputNormalization()
-    weight = first.weight.detach().double() / normalize.std
-    assert first.bias is not None
-    bias = first.bias.detach().double() - (weight * normalize.mean).sum((1, 2, 3))
-    if channels == 1:
-        weight = weight.sum(1, keepdim=True)  # the gray value is every color
-    folded = nn.Conv2d(channels, first.out_channels, first.kernel_size)  # type: ignore[arg-type]
-    folded.load_state_dict({"weight": weight.float(), "bias": bias.float()})
-    copy.layers[0] = folded
-    return copy.eval().requires_grad_(False)
-
-
-def _standardize_output(conv: nn.Conv2d, mu: Tensor, sigma: Tensor) -> None:
-    """Fold (y - mu) / sigma into the linear convolution that gives y (reference, section 10)."""
-    conv.weight.data = (conv.weight.double() / sigma.double().view(-1, 1, 1, 1)).float()
-    assert conv.bias is not None
-    conv.bias.data = ((conv.bias.double() - mu.double()) / sigma.double()).float()
-
-
-def _student_seed(seed: int, index: int) -> int:
-    """Far apart, so that neither neighboring seeds nor the teacher's own share a student."""
-    return int(np.random.SeedSequence([seed, 0x5EED, index]).generate_state(1, np.uint64)[0] >> 1)
-
-
-def _chunks(frames: Frames) -> Iterator[Tensor]:
-    for start in range(0, len(frames), _CHUNK):
-        yield torch.from_numpy(np.ascontiguousarray(frames[start : start + _CHUNK]))
+    def _finest_first(self, height_px: int, width_px: int, stride: int | None) -> list[int]:
+        """Scales in the order in which they are summed: the one whose grid the map takes comes first."""
+        found = [self._geometry(scale, height_px, width_px, stride) for scale in self.scales]
+        return sorted(range(len(found)), key=lambda i: (found[i].stride, -found[i].height * found[i].width))

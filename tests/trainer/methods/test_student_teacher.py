@@ -9,14 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-import trainer.methods.student_teacher as module
+import trainer.student_graph as graph
+import trainer.student_scale as module
 from edge.errors import DataError, TrainingError
 from trainer.config import LINE
 from trainer.distill import Teacher
 from trainer.method import Batch, Frames
 from trainer.methods import METHODS
-from trainer.methods.student_teacher import StudentTeacher, student_errors
+from trainer.methods.student_teacher import StudentTeacher
 from trainer.patch_nets import PROFILES, InputNormalization, PatchNetSpec, build_patch_net
+from trainer.student_scale import student_errors
 
 TINY = PatchNetSpec(patch=33, widths=(4, 4, 4), descriptor_dim=4)
 
@@ -29,8 +31,8 @@ def make_method(channels: int = 1, seed: int = 1) -> StudentTeacher:
     net = build_patch_net(TINY, 50).eval().requires_grad_(False)
     net.last_conv.bias.data += torch.arange(4.0)  # type: ignore[union-attr]
     teacher = Teacher("tiny", TINY, net, torch.zeros(1, 4), torch.zeros(1), {}, "0" * 64)
-    config = replace(LINE, teacher="tiny", size_px=64, center="none")
-    method = StudentTeacher(config, teacher, seed=seed)
+    config = replace(LINE, teachers=("tiny",), size_px=64)
+    method = StudentTeacher(config, [teacher], seed=seed)
     method.prepare(make_frames(6, channels))
     return method
 
@@ -39,9 +41,10 @@ def make_method(channels: int = 1, seed: int = 1) -> StudentTeacher:
 def by_the_book(method: StudentTeacher, frames: Frames) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """e, v, T' and the students' answers in float64, as the paper prints them."""
     pixels = InputNormalization()(torch.from_numpy(frames))
-    mu, sigma = (x.double().view(1, -1, 1, 1) for x in (method.mu, method.sigma))
-    target = (method.teacher.net(pixels).double() - mu) / sigma
-    answers = [student(pixels).double() for student in method.students]
+    scale = method.scales[0]
+    mu, sigma = (x.double().view(1, -1, 1, 1) for x in (scale.mu, scale.sigma))
+    target = (scale.teacher_net(pixels).double() - mu) / sigma
+    answers = [student(pixels).double() for student in method.scales[0].nets]
     mean = torch.stack(answers).mean(0)
     e = ((mean - target) ** 2).sum(1)
     v = torch.stack([(answer**2).sum(1) for answer in answers]).mean(0) - (mean**2).sum(1)
@@ -96,12 +99,12 @@ def test_only_the_students_learn() -> None:
     method.loss(Batch(torch.from_numpy(frames[:2]), np.array([0, 1]))).backward()  # type: ignore[no-untyped-call]
 
     assert all(parameter.grad is not None for parameter in method.trainable.parameters())
-    assert all(parameter.grad is None for parameter in method.teacher.net.parameters())
+    assert all(parameter.grad is None for parameter in method.scales[0].teacher_net.parameters())
 
 
 def test_students_differ_from_each_other_and_from_those_of_the_next_seed() -> None:
     """v measures their disagreement; three equal students never disagree."""
-    weights = [student.layers[0].weight for seed in (1, 2) for student in make_method(seed=seed).students]  # type: ignore
+    weights = [student.layers[0].weight for seed in (1, 2) for student in make_method(seed=seed).scales[0].nets]  # type: ignore
 
     assert not any(torch.equal(a, b) for i, a in enumerate(weights) for b in weights[:i])
 
@@ -140,7 +143,7 @@ def test_a_graph_that_forgets_to_fold_sigma_is_caught(monkeypatch: pytest.Monkey
     method, frames = make_method(), make_frames(6)
     method.fit_statistics(frames[3:])
     right = method.deployed(1)(torch.from_numpy(frames[:3]))[0]
-    monkeypatch.setattr(module, "_standardize_output", lambda *_: None)
+    monkeypatch.setattr(graph, "standardize_output", lambda *_: None)
 
     wrong = method.deployed(1)(torch.from_numpy(frames[:3]))[0]
 
@@ -165,7 +168,7 @@ def test_v_keeps_its_digits_where_the_printed_difference_loses_them() -> None:
     students = [common + torch.full_like(common, offset) for offset in (-0.5, 0.0, 0.5)]
     exact = torch.stack([s.double() for s in students]).var(0, correction=0).sum(1)
 
-    _, v = student_errors(common, students)
+    v = student_errors(common, students)["v"]
 
     torch.testing.assert_close(v.double(), exact, rtol=1e-2, atol=0)
 
@@ -175,7 +178,7 @@ def test_the_line_map_has_57_cells_a_side_centered_at_15_5() -> None:
     net = build_patch_net(PROFILES["line"], 1)
     teacher = Teacher("line", PROFILES["line"], net, torch.zeros(1, 32), torch.zeros(1), {}, "")
 
-    geometry = StudentTeacher(LINE, teacher, seed=1).map_geometry(256, 256)
+    geometry = StudentTeacher(LINE, [teacher], seed=1).map_geometry(256, 256)
 
     assert (geometry.height, geometry.width, geometry.stride) == (57, 57, 4.0)
     assert geometry.offset_y == geometry.offset_x == 15.5
@@ -193,8 +196,9 @@ def test_blank_pictures_are_refused() -> None:
 def test_scores_that_do_not_vary_are_refused() -> None:
     """Equal students never disagree: v is zero everywhere and cannot be normalized."""
     method = make_method()
-    for student in method.students[1:]:
-        student.load_state_dict(method.students[0].state_dict())
+    first, *others = method.scales[0].nets
+    for student in others:
+        student.load_state_dict(first.state_dict())
 
     with pytest.raises(TrainingError, match="score v"):
         method.fit_statistics(make_frames(6))
