@@ -5,6 +5,8 @@ Owns the formulas.  Leaves their sum to ``student_scale`` and photographs to ``p
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def hard_distance(answer: Tensor, target: Tensor) -> Tensor:
     """
     squares = ((answer - target) ** 2).flatten()
     # kthvalue: torch.quantile refuses more than 2^24 values.
-    rank = min(int(HARD_SHARE * (squares.numel() - 1)) + 1, squares.numel())
+    rank = math.ceil(HARD_SHARE * (squares.numel() - 1)) + 1
     with torch.no_grad():
         limit = squares.kthvalue(rank).values
     return squares[squares >= limit].mean()
