@@ -66,7 +66,7 @@ def measure(bundle: ModelBundle, rounds: int, frames: int) -> dict[str, Any]:
         f"openvino_1x{cores}": OpenVinoEngine(bundle, streams=1, max_batch=1),
         "onnxruntime": OnnxRuntimeEngine(bundle, max_batch=1),
     }
-    tasks: dict[str, Task] = {"numpy_sgemm": _numpy_product(), "openvino_sgemm": _openvino_product()}
+    tasks: dict[str, Task] = {"numpy_sgemm": numpy_product(), "openvino_sgemm": openvino_product()}
     for name, engine in engines.items():
         engine.warmup()
         tasks[name] = _stream(engine, bundle, frames, frame_gflop)
@@ -120,7 +120,7 @@ def _stream(engine: Engine, bundle: ModelBundle, frames: int, frame_gflop: float
     return run
 
 
-def _numpy_product(times: int = 16) -> Task:
+def numpy_product(times: int = 16) -> Task:
     left, right = (np.random.default_rng(seed).random((SIDE, SIDE), np.float32) for seed in (0, 1))
     result = np.empty_like(left)
 
@@ -132,7 +132,7 @@ def _numpy_product(times: int = 16) -> Task:
     return run
 
 
-def _openvino_product(times: int = 16) -> Task:
+def openvino_product(times: int = 16) -> Task:
     import openvino as ov
     from onnx import TensorProto, helper, numpy_helper
 
