@@ -79,7 +79,7 @@ class StudentTeacherConfig:
       normalization (Batzner et al. 2024).
     * ``heads="shared"``: the students are one trunk with M last layers.
     * ``exposure`` varies gain, gamma and offset of what students and teacher see while training.
-    * ``score`` says which of e and v are summed.
+    * ``score`` says which of e, v and s are summed; s is how unusual the students' own answer is, measured like e.
     * ``metric``: how far the students miss the teacher is measured in the space of the decoded features of P
       (``decoded``), or in units of how far they miss it on good images, in every direction of the descriptor space
       (``gaussian``), and at every place of the image as far as good images speak for that (``placed``).
@@ -112,7 +112,7 @@ class StudentTeacherConfig:
     autoencoder: bool = False
     heads: Literal["separate", "shared"] = "separate"
     exposure: float = 0.0
-    score: Literal["e+v", "e", "v"] = "e+v"
+    score: str = "e+v"
     metric: Literal["plain", "decoded", "gaussian", "placed"] = "plain"
     normalization: Literal["gauss", "quantile"] = "gauss"
     center: Literal["none", "image"] = "none"  # paper: none
@@ -122,7 +122,9 @@ class StudentTeacherConfig:
             raise CommandError("teachers: give at least one")
         if self.students < 1:
             raise CommandError(f"students must be at least 1, got {self.students}")
-        if self.students == 1 and self.score != "e":
+        if not self.terms or len(set(self.terms)) < len(self.terms) or not set(self.terms) <= set("evs"):
+            raise CommandError(f"score {self.score!r}: expected a sum of different terms of e, v and s, such as e+v")
+        if self.students == 1 and "v" in self.terms:
             raise CommandError(
                 f"score {self.score!r} needs two students at least, v is their disagreement; with students = 1 say "
                 "score = e"
@@ -135,6 +137,11 @@ class StudentTeacherConfig:
                 f"autoencoder is defined for one teacher, one student and images of {AUTOENCODER_SIDE_PX} px "
                 "(EfficientAD, table 8)"
             )
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """The maps that are summed: of e, v and s."""
+        return tuple(self.score.split("+"))
 
     def schedule(self, images: int) -> Schedule:
         """The schedule for a training set of ``images``."""

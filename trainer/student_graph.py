@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from edge.bundle import MapGeometry
 from trainer.autoencoder import AutoEncoder
+from trainer.gaussian_metric import GaussianMetric
 from trainer.grids import reading_weights
 from trainer.patch_nets import InputNormalization, PatchNet
-from trainer.residual_metric import ResidualMetric
 from trainer.student_scale import Scale, around, copied, student_errors
 
 
@@ -49,7 +49,7 @@ class ScaleGraph(nn.Module):
         standardize_output(teacher.last_conv, scale.mu, scale.sigma)
         self.teacher = around(teacher.spec, teacher, stride, config.pad, config.form)
         self.students = nn.ModuleList(around(net.spec, net, stride, config.pad, config.form) for net in students)
-        self.metric = None if scale.metric is None else MetricGraph(scale.metric)
+        self.metrics = nn.ModuleDict({name: MetricGraph(metric) for name, metric in scale.metrics.items()})
         self.autoencoder: AutoEncoder | None = None
         if scale.autoencoder is not None:
             self.autoencoder = AutoEncoder(self.dims, scale.autoencoder.side)
@@ -63,7 +63,7 @@ class ScaleGraph(nn.Module):
             pixels = (pixels - self.normalize.mean) / self.normalize.std
         parts = [part for net in self.students for part in net(pixels).split(self.dims, 1)]
         answers = parts[:1] if self.autoencoder is not None else parts
-        maps = student_errors(self.teacher(pixels), answers, self.metric)
+        maps = student_errors(self.teacher(pixels), answers, dict(self.metrics.items()))
         if self.autoencoder is not None:
             maps["a"] = ((self.autoencoder(pixels) - parts[1]) ** 2).mean(1)
         first, *others = (maps[name] * factor for name, factor in self.factors.items())
@@ -73,25 +73,25 @@ class ScaleGraph(nn.Module):
 
 
 class MetricGraph(nn.Module):
-    """``ResidualMetric`` with its constants as part of the graph: residuals (N, d, h', w') -> e (N, h', w')."""
+    """``GaussianMetric`` with its constants as part of the graph: vectors (N, d, h', w') -> distances (N, h', w')."""
 
-    def __init__(self, metric: ResidualMetric) -> None:
+    def __init__(self, metric: GaussianMetric) -> None:
         super().__init__()
         places, dims = metric.mean.shape
         self.placed = metric.placed
-        # || W (r - m) ||^2 = || r W' - m W' ||^2: one product and one sum a place.
+        # || W (x - m) ||^2 = || x W' - m W' ||^2: one product and one sum a place.
         weight = metric.whiten.transpose(1, 2).contiguous()  # (P, d, d)
         self.register_buffer("weight", weight if self.placed else metric.whiten[0].reshape(dims, dims, 1, 1).clone())
         moved = (metric.mean[:, None] @ weight).reshape(places, 1, dims)
         self.register_buffer("moved", moved if self.placed else moved.reshape(dims))
 
-    def forward(self, residual: Tensor) -> Tensor:
+    def forward(self, vectors: Tensor) -> Tensor:
         weight, moved = self.get_buffer("weight"), self.get_buffer("moved")
         if not self.placed:
-            white = nn.functional.conv2d(residual, weight, -moved)
+            white = nn.functional.conv2d(vectors, weight, -moved)
             return (white**2).sum(1)
-        dims, height, width = residual.shape[1:]
-        columns = residual.permute(2, 3, 0, 1).reshape(height * width, -1, dims)  # (P, N, d)
+        dims, height, width = vectors.shape[1:]
+        columns = vectors.permute(2, 3, 0, 1).reshape(height * width, -1, dims)  # (P, N, d)
         white = torch.matmul(columns, weight) - moved
         return (white**2).sum(2).transpose(0, 1).reshape(-1, height, width)
 

@@ -14,7 +14,7 @@ of all training images, and every position (r, c) that is learned from:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -33,10 +33,10 @@ from trainer.config import Pad, StudentTeacherConfig
 from trainer.distill import Teacher
 from trainer.distill_losses import varied_exposure
 from trainer.fdfe import DenseNet, Form, densify
+from trainer.gaussian_metric import GaussianMetric, fit_metric
 from trainer.method import Batch, Frames
 from trainer.patch_nets import InputNormalization, PatchNet, PatchNetSpec, build_patch_net
 from trainer.photographs import Photographs, read_photographs
-from trainer.residual_metric import ResidualMetric, fit_metric
 from trainer.student_losses import hard_distance, jittered, mean_distance, mean_square
 
 TARGET_CACHE_BYTES = 1 << 30
@@ -71,7 +71,7 @@ class Scale:
         self.autoencoder = self._autoencoder(seed) if config.autoencoder else None
         self.normalize = InputNormalization().to(self.device)
         self.mu, self.sigma = torch.zeros(self.spec.descriptor_dim), torch.ones(self.spec.descriptor_dim)
-        self.metric: ResidualMetric | None = None
+        self.metrics: dict[str, GaussianMetric] = {}
         self._targets: Tensor | None = None
         self._photographs: Photographs | None = None
         if config.penalty > 0:
@@ -134,22 +134,22 @@ class Scale:
         return loss
 
     @torch.no_grad()
-    def residuals(self, frames: Frames, stride: int | None = None) -> Iterator[Tensor]:
-        """T' - mean S (N, d, h', w') of some of ``frames`` at a time, at the deployed stride."""
+    def vectors(self, frames: Frames, kind: str) -> Iterator[Tensor]:
+        """What map ``kind`` measures (N, d, h', w'), some of ``frames`` at a time: T' - mean S for e, mean S for s."""
         for chunk in chunks(frames):
             pixels = self.pixels(chunk)
-            answers = self.answers(pixels, stride or self.stride)
-            yield (self.target(pixels, stride or self.stride) - torch.stack(answers).mean(0)).cpu()
+            mean = torch.stack(self.answers(pixels, self.stride)).mean(0)
+            yield (mean if kind == "s" else self.target(pixels, self.stride) - mean).cpu()
 
     @torch.no_grad()
     def maps(self, frames: Frames) -> dict[str, Tensor]:
-        """The raw maps (n, h', w') of ``frames`` by name: e, v with two students or more, a with an auto-encoder."""
+        """The raw maps (n, h', w') of ``frames`` by name: those of ``student_errors``, and a with an auto-encoder."""
         found: dict[str, list[Tensor]] = {}
         for chunk in chunks(frames):
             pixels = self.pixels(chunk)
             target = self.target(pixels, self.stride)
             answers, guesses = self._split(pixels, self.stride)
-            maps = student_errors(target.cpu(), [answer.cpu() for answer in answers], self.metric)
+            maps = student_errors(target.cpu(), [answer.cpu() for answer in answers], self.metrics)
             if self.autoencoder is not None:
                 self.autoencoder.eval()
                 maps["a"] = ((self.autoencoder(pixels) - guesses) ** 2).mean(1).cpu()
@@ -174,27 +174,28 @@ class Scale:
             answer: Tensor = self._dense(self.teacher_net, stride)(pixels).float()
         return (answer - self.mu.to(self.device).view(1, -1, 1, 1)) / self.sigma.to(self.device).view(1, -1, 1, 1)
 
-    def fit_metric(self, training: Frames, held_out: Frames) -> None:
-        """Fit what the configured metric needs from good images (n, h, w, C).
+    def fit_metrics(self, training: Frames, held_out: Frames) -> None:
+        """Fit what the configured metric, and the score's s, need from good images (n, h, w, C).
 
         Raises:
             TrainingError: a placed metric would be too large.
         """
+        placed = self.config.metric == "placed"
         if self.config.metric == "decoded":
             decoder = self.teacher.decoder_weight.double() * self.sigma.double()
             gram = decoder.T @ decoder  # || D sigma r ||^2 = r' G r
             lower = torch.linalg.cholesky(gram + 1e-9 * gram.diagonal().mean() * torch.eye(len(gram)))
-            self.metric = ResidualMetric(torch.zeros(1, len(gram)), lower.T.float()[None], 1.0, 0.0)
+            self.metrics["e"] = GaussianMetric(torch.zeros(1, len(gram)), lower.T.float()[None], 1.0, 0.0)
         elif self.config.metric != "plain":
-            placed = self.config.metric == "placed"
-            self.metric = fit_metric(self.residuals(training), self.residuals(held_out), placed=placed)
+            self.metrics["e"] = fit_metric(self.vectors(training, "e"), self.vectors(held_out, "e"), placed=placed)
+        if "s" in self.config.terms:
+            self.metrics["s"] = fit_metric(self.vectors(training, "s"), self.vectors(held_out, "s"), placed=placed)
 
     def describe(self) -> dict[str, Any]:
         """The teacher's name, digest and card, and what the metric came to."""
         teacher = {"name": self.teacher.name, "sha256": self.teacher.sha256, "card": self.teacher.card}
-        if self.metric is None:
-            return {"teacher": teacher}
-        return {"teacher": teacher, "metric": {"share": self.metric.share, "placed": self.metric.placed}}
+        metrics = {name: {"share": one.share, "placed": one.placed} for name, one in self.metrics.items()}
+        return {"teacher": teacher, **({"metrics": metrics} if metrics else {})}
 
     def _specs(self) -> list[PatchNetSpec]:
         dims, students = self.spec.descriptor_dim, self.config.students
@@ -290,24 +291,27 @@ def offset_px(spec: PatchNetSpec, pad: Pad) -> float:
 
 
 def student_errors(
-    target: Tensor, students: list[Tensor], metric: Callable[[Tensor], Tensor] | None = None
+    target: Tensor, students: list[Tensor], metrics: Mapping[str, Callable[[Tensor], Tensor]]
 ) -> dict[str, Tensor]:
-    """e, and v of two students or more, (N, h', w') from T' (N, d, h', w') and the M answers (paper, section 3.3).
+    """The maps (N, h', w') by name from T' (N, d, h', w') and the M answers of that shape.
 
-    v is computed as mean_i ||S_i - mean S||^2, equal to the printed difference of sums but free of its cancellation.
-    ``metric`` measures e; v stays the plain square.
+    e and, of two students or more, v are the paper's (section 3.3); v is computed as mean_i ||S_i - mean S||^2, equal
+    to the printed difference of sums but free of its cancellation.  ``metrics["e"]`` measures the residual in place of
+    its square; ``metrics["s"]`` adds s, how unusual what the students foretell is in itself.
     """
     mean = students[0]
     for answer in students[1:]:
         mean = mean + answer
     mean = mean / len(students)
     residual = target - mean
-    maps = {"e": (residual**2).sum(1) if metric is None else metric(residual)}
+    maps = {"e": metrics["e"](residual) if "e" in metrics else (residual**2).sum(1)}
     if len(students) > 1:
         v = ((students[0] - mean) ** 2).sum(1)
         for answer in students[1:]:
             v = v + ((answer - mean) ** 2).sum(1)
         maps["v"] = v / len(students)
+    if "s" in metrics:
+        maps["s"] = metrics["s"](mean)
     return maps
 
 

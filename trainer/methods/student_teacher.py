@@ -92,9 +92,9 @@ class StudentTeacher:
         """
         self.statistics = []
         for scale in self.scales:
-            if self.config.metric != "plain":
+            if self.config.metric != "plain" or "s" in self.config.terms:
                 assert self._training is not None, "prepare comes first"
-                scale.fit_metric(self._training, frames)
+                scale.fit_metrics(self._training, frames)
             maps = scale.maps(frames)
             shown = {name: values for name, values in maps.items() if name in self._summed()}
             self.statistics.append({name: self._fitted(name, values, maps["e"]) for name, values in shown.items()})
@@ -139,7 +139,7 @@ class StudentTeacher:
 
     def _summed(self) -> tuple[str, ...]:
         """Names of the maps that make up the score."""
-        return (*self.config.score.split("+"), *(("a",) if self.config.autoencoder else ()))
+        return (*self.config.terms, *(("a",) if self.config.autoencoder else ()))
 
     def _fitted(self, name: str, values: Tensor, e: Tensor) -> dict[str, float]:
         """``mu`` and ``sigma`` of one raw map, or its two quantiles."""

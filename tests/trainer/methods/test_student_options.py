@@ -73,6 +73,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "decoded": {"metric": "decoded"},
     "one Gaussian": {"metric": "gaussian"},
     "a Gaussian a place": {"metric": "placed"},
+    "the students' own answer": {"metric": "placed", "score": "e+s", "students": 1},
     "quantiles": {"normalization": "quantile"},
     "zeros around": {"pad": "zero", "stride": 2},
     "reflected": {"pad": "reflect", "stride": 1, "form": "multipool"},
@@ -108,7 +109,7 @@ def test_the_decoded_metric_is_the_distance_in_features_of_p() -> None:
     """|| D sigma r ||^2 with the decoder D, written out."""
     method = fitted(metric="decoded")
     scale, frames = method.scales[0], make_frames(2, seed=5)
-    residual = next(scale.residuals(frames))
+    residual = next(scale.vectors(frames, "e"))
     features = torch.einsum("cd,ndij->ncij", scale.teacher.decoder_weight * scale.sigma, residual)
 
     torch.testing.assert_close(scale.maps(frames)["e"], (features**2).sum(1), rtol=1e-4, atol=1e-4)
@@ -260,7 +261,7 @@ def test_settings_are_read_by_their_type_and_refused_by_name() -> None:
     for setting, message in (
         ("studnets=1", "expected KEY=VALUE with a KEY of teachers"),
         ("students=many", "--set students=many"),
-        ("score=x", "--set score=x"),
+        ("score=e+x", "a sum of different terms of e, v and s"),
         ("students=1", "needs two students"),
         ("autoencoder=true", "images of 256 px"),
     ):

@@ -168,7 +168,7 @@ def test_v_keeps_its_digits_where_the_printed_difference_loses_them() -> None:
     students = [common + torch.full_like(common, offset) for offset in (-0.5, 0.0, 0.5)]
     exact = torch.stack([s.double() for s in students]).var(0, correction=0).sum(1)
 
-    v = student_errors(common, students)["v"]
+    v = student_errors(common, students, {})["v"]
 
     torch.testing.assert_close(v.double(), exact, rtol=1e-2, atol=0)
 

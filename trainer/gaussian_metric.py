@@ -1,14 +1,14 @@
-"""How far is far?  Students' misses measured against how they miss on good images.
+"""How far is far?  Descriptors measured against how they vary on good images.
 
-Owns the Gaussian of the residual r = T' - mean S, at every place of the map as far as good images speak for it.  An
-improvement over the paper, which sums the squares of r: a direction of the descriptor space, or a place of the part, in
-which students always miss a little hides flaws elsewhere.  PaDiM (Defard et al. 2020) does this for raw features; here
-the students' prediction is the mean, so what they can foretell need not be learned place by place.
+Owns the Gaussian of a descriptor x at every place of the map, as far as good images speak for places.  An improvement
+over the paper, which sums the squares of the residual r = T' - mean S: a direction of the descriptor space, or a place
+of the part, in which students always miss a little hides flaws elsewhere.  PaDiM (Defard et al. 2020) does this for raw
+features; here x is r, so that what students can foretell need not be learned place by place, or what they foretell.
 
-At place p, with residuals of n good images, mean m_p and covariance C_p there, and C the mean of all C_p:
+At place p, with x of n good images, mean m_p and covariance C_p there, and C the mean of all C_p:
 
     C_p' = (1 - share) C_p + share C + floor            share in (0, 1]: how much is common to all places
-    e    = (r - m_p)' C_p'^-1 (r - m_p)
+    d    = (x - m_p)' C_p'^-1 (x - m_p)
 
 ``share`` is the one under which held-out good images are most likely; one of the candidates has one mean and one
 covariance for all places.  On cloth, which has no places, that one wins; on parts that always lie alike it loses.
@@ -33,10 +33,10 @@ MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ResidualMetric:
-    """e = || whiten (r - mean) ||^2; ``mean`` (P, d), ``whiten`` (P, d, d), P the map's places, or 1 for all of them.
+class GaussianMetric:
+    """d = || whiten (x - mean) ||^2; ``mean`` (P, d), ``whiten`` (P, d, d), P the map's places, or 1 for all of them.
 
-    ``share`` is what was chosen, 1 for one Gaussian everywhere; ``log_likelihood`` is that of a held-out residual.
+    ``share`` is what was chosen, 1 for one Gaussian everywhere; ``log_likelihood`` is that of a held-out x.
     """
 
     mean: Tensor
@@ -49,16 +49,16 @@ class ResidualMetric:
         """Whether places differ."""
         return len(self.whiten) > 1
 
-    def __call__(self, residual: Tensor) -> Tensor:
-        """e (N, h', w') of residuals (N, d, h', w')."""
-        count, dims, height, width = residual.shape
-        columns = residual.permute(2, 3, 0, 1).reshape(height * width, -1, dims)  # (P, N, d)
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """d (N, h', w') of vectors (N, d, h', w')."""
+        count, dims, height, width = vectors.shape
+        columns = vectors.permute(2, 3, 0, 1).reshape(height * width, -1, dims)  # (P, N, d)
         white = (columns - self.mean[:, None]) @ self.whiten.transpose(1, 2)
         return (white**2).sum(2).transpose(0, 1).reshape(count, height, width)
 
 
-def fit_metric(training: Iterable[Tensor], held_out: Iterable[Tensor], *, placed: bool) -> ResidualMetric:
-    """The metric from residuals (N, d, h', w') of the training images, its ``share`` by the held-out ones.
+def fit_metric(training: Iterable[Tensor], held_out: Iterable[Tensor], *, placed: bool) -> GaussianMetric:
+    """The metric from vectors (N, d, h', w') of the training images, its ``share`` by the held-out ones.
 
     ``placed`` False admits only one Gaussian for all places.
 
@@ -66,8 +66,8 @@ def fit_metric(training: Iterable[Tensor], held_out: Iterable[Tensor], *, placed
         TrainingError: fewer than two images, or placed metrics of more than ``MAX_BYTES``.
     """
     count, total, products, shape = 0, None, None, (0, 0)
-    for residual in training:
-        columns = residual.permute(2, 3, 0, 1).flatten(0, 1)  # (P, N, d)
+    for vectors in training:
+        columns = vectors.permute(2, 3, 0, 1).flatten(0, 1)  # (P, N, d)
         if total is None or products is None:
             places, _, dims = columns.shape
             if placed and 4 * places * dims * dims > MAX_BYTES:
@@ -84,8 +84,8 @@ def fit_metric(training: Iterable[Tensor], held_out: Iterable[Tensor], *, placed
             columns.transpose(1, 2) @ columns if placed else (columns.flatten(0, 1).T @ columns.flatten(0, 1))[None]
         )
     if total is None or products is None or count < 2:
-        raise TrainingError("a metric needs residuals of two images at least")
-    held = torch.cat([residual.permute(2, 3, 0, 1).flatten(0, 1) for residual in held_out], 1)
+        raise TrainingError("a metric needs two images at least")
+    held = torch.cat([vectors.permute(2, 3, 0, 1).flatten(0, 1) for vectors in held_out], 1)
     places, dims = shape
     overall = total.sum(0) / (count * places)
     everywhere = products.sum(0) / (count * places) - overall[:, None] * overall[None]
@@ -99,7 +99,7 @@ def fit_metric(training: Iterable[Tensor], held_out: Iterable[Tensor], *, placed
     return max(found, key=lambda one: one.log_likelihood)
 
 
-def _gaussian(mean: Tensor, covariance: Tensor, share: float, held: Tensor) -> ResidualMetric:
+def _gaussian(mean: Tensor, covariance: Tensor, share: float, held: Tensor) -> GaussianMetric:
     dims = covariance.shape[-1]
     floor = FLOOR * covariance.diagonal(dim1=1, dim2=2).mean()
     lower = torch.linalg.cholesky((covariance + floor * torch.eye(dims)).double())
@@ -107,4 +107,4 @@ def _gaussian(mean: Tensor, covariance: Tensor, share: float, held: Tensor) -> R
     white = (held - mean[:, None]).double() @ whiten.transpose(1, 2)
     log_determinant = 2 * lower.diagonal(dim1=1, dim2=2).log().sum(1)
     likelihood = -0.5 * ((white**2).sum(2).mean() + log_determinant.mean())
-    return ResidualMetric(mean, whiten.float(), share, float(likelihood))
+    return GaussianMetric(mean, whiten.float(), share, float(likelihood))

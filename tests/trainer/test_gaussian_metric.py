@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import trainer.residual_metric as module
+import trainer.gaussian_metric as module
 from edge.errors import TrainingError
-from trainer.residual_metric import FLOOR, fit_metric
+from trainer.gaussian_metric import FLOOR, fit_metric
 
 
 def cloth(count: int, seed: int) -> Tensor:
