@@ -1,10 +1,12 @@
 """How well do bundles tell defects from good parts on the shared test images, beside PaDiM on the same images?
 
 `--bundles DIR` holds one bundle a set, DIR/SET; with `--train` those that are missing are trained there first
-(`kizu train student-teacher --preset line` and the set's own options below, chosen without a look at test images).
+(`kizu train student-teacher`, the preset given, and the set's own options below, chosen without a look at test images).
 Sets and bundles that are absent are skipped and named. Prints one JSON object: per set each figure with its 95 %
-bootstrap interval, PaDiM's, and the difference; per defect kind our own.
-Run with `python benchmarks/accuracy.py --bundles DIR --train [--sets a,b]`.
+bootstrap interval, PaDiM's, and the difference; per defect kind our own; the means over all sets that were judged, and
+what an image costs on this machine. `--untrained` is the control: the preset with teachers that never learned anything.
+Run with `python benchmarks/accuracy.py --bundles DIR --train [--preset duo] [--sets a,b] [-- --set score=e]`; what
+follows `--` goes to `kizu train`.
 """
 
 from __future__ import annotations
@@ -12,14 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from calib.evaluation import Evaluation, Figures, evaluate_bundle
-from edge.bundle import open_bundle
-from edge.engines.registry import BACKENDS, require_backend
+from edge.bundle import ModelBundle, open_bundle
+from edge.engines.registry import BACKENDS, open_engine, require_backend
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -67,10 +73,10 @@ TRAIN_OPTIONS = {
 }
 
 
-def train(name: str, data: Path, out: Path) -> None:
-    """Train the recommended preset on the set's good images, as a user would."""
-    command = [sys.executable, "-m", "edge.cli", "train", "student-teacher", "--preset", "line"]
-    command += ["--data", str(data), "--out", str(out), *TRAIN_OPTIONS.get(name, [])]
+def train(name: str, data: Path, out: Path, preset: str, more: list[str]) -> None:
+    """Train ``preset`` on the set's good images, as a user would."""
+    command = [sys.executable, "-m", "edge.cli", "train", "student-teacher", "--preset", preset]
+    command += ["--data", str(data), "--out", str(out), *TRAIN_OPTIONS.get(name, []), *more]
     print(f"accuracy: training {out}", file=sys.stderr)
     subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
 
@@ -96,6 +102,50 @@ def beside_padim(name: str, result: Evaluation) -> dict[str, Any]:
     }
 
 
+def means(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Each figure's mean over the judged sets that have it, ours and PaDiM's on the same sets."""
+    table: dict[str, dict[str, float]] = {}
+    for figure in FIGURES:
+        rows = [row for row in found.values() if row["ours"][figure] is not None and figure in row["padim"]]
+        if rows:
+            table[figure] = {
+                who: round(statistics.mean(row[who][figure] for row in rows), 4) for who in ("ours", "padim")
+            } | {"sets": len(rows)}
+    return table
+
+
+def core_ms(bundle: ModelBundle, backend: str, frames: int = 24) -> float:
+    """Core-milliseconds that the engine takes for a frame; a busy machine counts little."""
+    spec = bundle.manifest.input
+    batch = np.random.default_rng(0).integers(0, 256, (1, spec.height, spec.width, spec.channels), dtype=np.uint8)
+    with open_engine(bundle, backend=require_backend(backend), max_batch=1) as engine:
+        engine.warmup()
+        start = time.process_time()
+        for _ in range(frames):
+            engine.infer(batch)
+        return round(1000 * (time.process_time() - start) / frames, 1)
+
+
+def untrained_teachers(preset: str, folder: Path) -> str:
+    """Teachers of the preset's shapes with random weights, written beside the bundles; their files, by commas."""
+    import torch
+
+    from trainer.checkpoint import module_tensors, save_checkpoint
+    from trainer.config import PRESETS
+    from trainer.distill import load_teacher
+    from trainer.patch_nets import build_patch_net
+
+    files = []
+    for name in PRESETS["student-teacher"][preset].teachers:
+        spec = load_teacher(name).spec
+        tensors = module_tensors("net", build_patch_net(spec, 12345))
+        tensors |= {"decoder.weight": torch.zeros(1, spec.descriptor_dim), "decoder.bias": torch.zeros(1)}
+        file = folder.resolve() / f"untrained-{name}.safetensors"
+        save_checkpoint(file, tensors, {"kind": "teacher", "spec": spec.to_json()})
+        files.append(str(file))
+    return ",".join(files)
+
+
 def _figures(figures: Figures) -> dict[str, Any]:
     rounded = {name: getattr(figures, name) for name in FIGURES}
     return {
@@ -112,7 +162,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the sets; default ../shared/data")
     parser.add_argument("--sets", default=",".join(PADIM), help="which, separated by commas; default all")
     parser.add_argument("--train", action="store_true", help="train missing bundles first, up to 10 minutes each")
+    parser.add_argument("--preset", default="duo", help="what --train trains; default duo")
+    parser.add_argument("--untrained", action="store_true", help="with --train: random teachers, as a control")
     parser.add_argument("--backend", default="openvino", choices=BACKENDS)
+    parser.add_argument("more", nargs="*", help="after --: further options of kizu train")
     options = parser.parse_args()
     chosen = options.sets.split(",")
     if unknown := sorted(set(chosen) - PADIM.keys()):
@@ -127,17 +180,19 @@ def main() -> None:
             continue
         if not bundle.exists() and options.train:
             options.bundles.mkdir(parents=True, exist_ok=True)
-            train(name, data, bundle.resolve())
+            control = ["--teacher", untrained_teachers(options.preset, options.bundles)] if options.untrained else []
+            train(name, data, bundle.resolve(), options.preset, [*options.more, *control])
         if not bundle.exists():
             skipped[name] = "no bundle; --train makes it"
             continue
         result = evaluate_bundle(open_bundle(bundle), data, backend=require_backend(options.backend))
-        found[name] = beside_padim(name, result)
+        found[name] = beside_padim(name, result) | {"core_ms": core_ms(open_bundle(bundle), options.backend)}
     report = {
         "benchmark": "accuracy",
         "padim_source": PADIM_SOURCE,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "means": means(found),
         "sets": found,
         "skipped": skipped,
     }
