@@ -18,6 +18,9 @@ from edge.errors import CommandError
 Decay = Literal["constant", "cosine", "drop"]
 Pad = Literal["none", "zero", "reflect"]
 
+STUDENTS_NEEDED: Mapping[str, int] = MappingProxyType({"e": 1, "v": 2, "s": 1, "t": 0})
+"""The terms of a score, and how many students each takes."""
+
 AUTOENCODER_SIDE_PX = 256
 """EfficientAD's auto-encoder is a table of sizes for images of this side (table 8 there)."""
 
@@ -79,7 +82,8 @@ class StudentTeacherConfig:
       normalization (Batzner et al. 2024).
     * ``heads="shared"``: the students are one trunk with M last layers.
     * ``exposure`` varies gain, gamma and offset of what students and teacher see while training.
-    * ``score`` says which of e, v and s are summed; s is how unusual the students' own answer is, measured like e.
+    * ``score`` says which maps are summed: e and v are the paper's; s and t are how unusual the students' and the
+      teacher's own answer is among good parts, measured by a Gaussian.  With ``score="t"`` no student is needed.
     * ``metric``: how far the students miss the teacher is measured in the space of the decoded features of P
       (``decoded``), or in units of how far they miss it on good images, in every direction of the descriptor space
       (``gaussian``), and at every place of the image as far as good images speak for that (``placed``).
@@ -120,15 +124,14 @@ class StudentTeacherConfig:
     def __post_init__(self) -> None:
         if not self.teachers:
             raise CommandError("teachers: give at least one")
-        if self.students < 1:
-            raise CommandError(f"students must be at least 1, got {self.students}")
-        if not self.terms or len(set(self.terms)) < len(self.terms) or not set(self.terms) <= set("evs"):
-            raise CommandError(f"score {self.score!r}: expected a sum of different terms of e, v and s, such as e+v")
-        if self.students == 1 and "v" in self.terms:
-            raise CommandError(
-                f"score {self.score!r} needs two students at least, v is their disagreement; with students = 1 say "
-                "score = e"
-            )
+        if self.students < 0:
+            raise CommandError(f"students cannot be {self.students}")
+        if len(set(self.terms)) < len(self.terms) or not set(self.terms) <= STUDENTS_NEEDED.keys():
+            raise CommandError(f"score {self.score!r}: expected a sum of different terms of e, v, s and t, such as e+v")
+        if self.students < (needed := max(STUDENTS_NEEDED[term] for term in self.terms)):
+            raise CommandError(f"score {self.score!r} needs {needed} students at least, not {self.students}")
+        if self.students == 0 and (self.penalty > 0 or self.autoencoder):
+            raise CommandError("penalty and autoencoder are for students, and students = 0")
         for name, stride in (("stride", self.stride), ("train_stride", self.train_stride)):
             if stride is not None and stride < 1:
                 raise CommandError(f"{name} must be at least 1 px, got {stride}")
@@ -140,7 +143,7 @@ class StudentTeacherConfig:
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """The maps that are summed: of e, v and s."""
+        """The maps that are summed: of e, v, s and t."""
         return tuple(self.score.split("+"))
 
     def schedule(self, images: int) -> Schedule:
@@ -207,22 +210,12 @@ bf16 autocast would take 0.066 s instead of 0.116 s a step (one thread, AVX-512 
 on what the CPU supports; everything here is float32.
 """
 
-DUO = replace(
-    LINE,
-    preset="duo",
-    teachers=("line", "line-65"),
-    students=1,
-    score="e+s",
-    metric="placed",
-    center="image",
-    max_steps=3000,
-)
-"""The recommended preset: two receptive fields, one student each, misses measured against good images.
+DUO = replace(LINE, preset="duo", teachers=("line", "line-65"), students=0, score="t", metric="placed")
+"""The recommended preset: two receptive fields, the teachers' own answers measured against good parts, no students.
 
-Against ``line`` on the same held-out good images with planted defects (benchmarks/descriptors.py), never on test
-images: p = 65 sees what a solar cell or a magnet's rim is as a whole, the placed metric knows where students always
-miss, s notices cloth whose pattern is foretold and still unusual.  Which share of the metric is common to all places is
-chosen for every product by the likelihood of its held-out good images.  7 GFLOP an image at 256 x 256; ``line`` 8.6.
+Chosen by defects planted into held-out good images, never by test images; docs/benchmarks.md has the table.  p = 65
+sees what a solar cell or a magnet's rim is as a whole.  How much of the metric is common to all places is chosen for
+every product by the likelihood of its held-out good images.  Nothing is trained, so a product is learned in seconds.
 """
 
 LINE_FAST = replace(LINE, preset="line-fast", teachers=("line-fast",), students=1, score="e")

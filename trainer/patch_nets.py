@@ -149,6 +149,7 @@ PROFILES: Mapping[str, PatchNetSpec] = MappingProxyType(
         "line-fast": PatchNetSpec(patch=33, widths=(16, 32, 32), descriptor_dim=32),
         "line-17": PatchNetSpec(patch=17, widths=(32, 64, 64), descriptor_dim=32),
         "line-65": PatchNetSpec(patch=65, widths=(32, 32, 32, 64), descriptor_dim=32),
+        "half-65": PatchNetSpec(patch=65, widths=(64, 64, 64, 128), descriptor_dim=48),
         "paper-17": PatchNetSpec(patch=17, widths=(128, 256, 256), descriptor_dim=128),
         "paper-33": PatchNetSpec(patch=33, widths=(128, 256, 256), descriptor_dim=128),
         "paper-65": PatchNetSpec(patch=65, widths=(128, 128, 128, 256), descriptor_dim=128),
@@ -159,9 +160,9 @@ PROFILES: Mapping[str, PatchNetSpec] = MappingProxyType(
 
 ``line`` is the paper's p = 33 at a quarter of its width (11.1 GFLOP for teacher and 3 students at 256 x 256 with the
 rim padded by reflection), ``line-fast`` at an eighth; ``line-17`` and ``line-65`` are the other two scales at a
-quarter.  ``paper-17``, ``paper-33`` and ``paper-65`` have the paper's widths.  Its table for p = 65 contradicts
-itself on conv3: ``paper-65`` takes 128 channels, the other reading is widths (128, 128, 256, 256).  ``pdn-s`` is
-EfficientAD's PDN-S.
+quarter, ``half-65`` the last at half.  ``paper-17``, ``paper-33`` and ``paper-65`` have the paper's widths.  Its table
+for p = 65 contradicts itself on conv3: ``paper-65`` takes 128 channels, the other reading is widths (128, 128, 256,
+256).  ``pdn-s`` is EfficientAD's PDN-S.
 """
 
 

@@ -46,6 +46,8 @@ every step."""
 GRAY_PHOTOGRAPHS = 0.3
 """Share of the penalty's photographs that are turned gray (EfficientAD, algorithm 1)."""
 
+GAUSSIAN = ("gaussian", "placed")
+
 _CHUNK = 8
 
 
@@ -135,9 +137,12 @@ class Scale:
 
     @torch.no_grad()
     def vectors(self, frames: Frames, kind: str) -> Iterator[Tensor]:
-        """What map ``kind`` measures (N, d, h', w'), some of ``frames`` at a time: T' - mean S for e, mean S for s."""
+        """What map ``kind`` measures (N, d, h', w'), a few frames at a time: T' - mean S (e), mean S (s), T' (t)."""
         for chunk in chunks(frames):
             pixels = self.pixels(chunk)
+            if kind == "t":
+                yield self.target(pixels, self.stride).cpu()
+                continue
             mean = torch.stack(self.answers(pixels, self.stride)).mean(0)
             yield (mean if kind == "s" else self.target(pixels, self.stride) - mean).cpu()
 
@@ -175,21 +180,20 @@ class Scale:
         return (answer - self.mu.to(self.device).view(1, -1, 1, 1)) / self.sigma.to(self.device).view(1, -1, 1, 1)
 
     def fit_metrics(self, training: Frames, held_out: Frames) -> None:
-        """Fit what the configured metric, and the score's s, need from good images (n, h, w, C).
+        """Fit what the configured metric, and the score's s and t, need from good images (n, h, w, C).
 
         Raises:
             TrainingError: a placed metric would be too large.
         """
         placed = self.config.metric == "placed"
-        if self.config.metric == "decoded":
+        if self.config.metric == "decoded" and "e" in self.config.terms:
             decoder = self.teacher.decoder_weight.double() * self.sigma.double()
             gram = decoder.T @ decoder  # || D sigma r ||^2 = r' G r
             lower = torch.linalg.cholesky(gram + 1e-9 * gram.diagonal().mean() * torch.eye(len(gram)))
             self.metrics["e"] = GaussianMetric(torch.zeros(1, len(gram)), lower.T.float()[None], 1.0, 0.0)
-        elif self.config.metric != "plain":
-            self.metrics["e"] = fit_metric(self.vectors(training, "e"), self.vectors(held_out, "e"), placed=placed)
-        if "s" in self.config.terms:
-            self.metrics["s"] = fit_metric(self.vectors(training, "s"), self.vectors(held_out, "s"), placed=placed)
+        always = ("s", "t", "e") if self.config.metric in GAUSSIAN else ("s", "t")
+        for term in (term for term in self.config.terms if term in always):
+            self.metrics[term] = fit_metric(self.vectors(training, term), self.vectors(held_out, term), placed=placed)
 
     def describe(self) -> dict[str, Any]:
         """The teacher's name, digest and card, and what the metric came to."""
@@ -297,14 +301,18 @@ def student_errors(
 
     e and, of two students or more, v are the paper's (section 3.3); v is computed as mean_i ||S_i - mean S||^2, equal
     to the printed difference of sums but free of its cancellation.  ``metrics["e"]`` measures the residual in place of
-    its square; ``metrics["s"]`` adds s, how unusual what the students foretell is in itself.
+    its square; ``metrics["s"]`` adds s and ``metrics["t"]`` t, how unusual the students' and the teacher's answers are
+    in themselves.
     """
+    maps = {"t": metrics["t"](target)} if "t" in metrics else {}
+    if not students:
+        return maps
     mean = students[0]
     for answer in students[1:]:
         mean = mean + answer
     mean = mean / len(students)
     residual = target - mean
-    maps = {"e": metrics["e"](residual) if "e" in metrics else (residual**2).sum(1)}
+    maps["e"] = metrics["e"](residual) if "e" in metrics else (residual**2).sum(1)
     if len(students) > 1:
         v = ((students[0] - mean) ** 2).sum(1)
         for answer in students[1:]:

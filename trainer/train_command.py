@@ -236,11 +236,14 @@ def _print_data(found: TrainingSet, split: Split) -> None:
 
 def _learn(job: _Job, *, steps: int | None, minutes: float | None, resume: bool) -> tuple[Schedule, Outcome]:
     """Train; the returned schedule says how many steps `--minutes` came to."""
-    from trainer.loop import TerminalReporter, checkpoint_progress, plan_steps, run_training, stop_on_signals
+    from trainer.loop import Outcome, TerminalReporter, checkpoint_progress, plan_steps, run_training, stop_on_signals
 
     checkpoint = checkpoint_path(job.out)
     frames = job.found.take(job.split.train)
     job.learner.prepare(frames)
+    if not any(True for _ in job.learner.trainable.parameters()):
+        print("nothing to train: this preset measures parts by what its teachers say of good ones")
+        return job.config.schedule(len(frames)), Outcome(True, 0, (), 0.0)
     start, planned = checkpoint_progress(checkpoint) if resume and checkpoint.exists() else (0, None)
     schedule = job.config.schedule(len(frames))
     if steps is not None:

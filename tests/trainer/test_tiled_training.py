@@ -119,7 +119,8 @@ def run(place: Path, out: str, *extra: str) -> Result:
     app = typer.Typer()
     app.command()(train)
     options = [
-        "student-teacher", "--data", str(place / "good"), "--out", str(place / out), "--size", "64", "--steps", "6",
+        "student-teacher", "--preset", "line", "--data", str(place / "good"), "--out", str(place / out), "--size", "64",
+        "--steps", "6",
         "--teacher", str(place / "teacher.safetensors"), *extra,
     ]  # fmt: skip
     return CliRunner().invoke(app, options)

@@ -47,7 +47,8 @@ def run(place: Path, *extra: str, steps: int | None = 6) -> Result:
     app = typer.Typer()
     app.command()(train)
     options = [
-        "student-teacher", "--data", str(place / "good"), "--out", str(place / "bundle"), "--size", "64",
+        "student-teacher", "--preset", "line", "--data", str(place / "good"), "--out", str(place / "bundle"),
+        "--size", "64",
         "--teacher", str(place / "teacher.safetensors"), *([] if steps is None else ["--steps", str(steps)]), *extra,
     ]  # fmt: skip
     return CliRunner().invoke(app, options)
@@ -181,3 +182,13 @@ def _brighter(net: DeployedStudentTeacher) -> DeployedStudentTeacher:
     wrong = copy.deepcopy(net)
     wrong.scales[0].shift += 0.1  # type: ignore[operator,assignment]
     return wrong
+
+
+def test_a_preset_without_students_learns_a_product_without_training(place: Path) -> None:
+    """The recommended preset; `--steps` has nothing to count."""
+    result = run(place, "--preset", "duo")
+
+    bundle = open_bundle(place / "bundle")
+    assert result.exit_code == 0 and "nothing to train" in result.output
+    assert bundle.provenance["config"]["students"] == 0 and bundle.provenance["training"]["steps"] == 0
+    assert not checkpoint_path(place / "bundle").exists()

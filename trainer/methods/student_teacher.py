@@ -92,12 +92,13 @@ class StudentTeacher:
         """
         self.statistics = []
         for scale in self.scales:
-            if self.config.metric != "plain" or "s" in self.config.terms:
+            if self.config.metric != "plain" or set(self.config.terms) & {"s", "t"}:
                 assert self._training is not None, "prepare comes first"
                 scale.fit_metrics(self._training, frames)
             maps = scale.maps(frames)
             shown = {name: values for name, values in maps.items() if name in self._summed()}
-            self.statistics.append({name: self._fitted(name, values, maps["e"]) for name, values in shown.items()})
+            size = maps.get("e", next(iter(shown.values())))
+            self.statistics.append({name: self._fitted(name, values, size) for name, values in shown.items()})
 
     def deployed(self, channels: int, *, stride: int | None = None) -> nn.Module:
         """The graph contract as a module on the CPU: uint8 (N, h, w, channels) -> maps (N, h', w'), scores (N,).
@@ -141,7 +142,7 @@ class StudentTeacher:
         """Names of the maps that make up the score."""
         return (*self.config.terms, *(("a",) if self.config.autoencoder else ()))
 
-    def _fitted(self, name: str, values: Tensor, e: Tensor) -> dict[str, float]:
+    def _fitted(self, name: str, values: Tensor, size: Tensor) -> dict[str, float]:
         """``mu`` and ``sigma`` of one raw map, or its two quantiles."""
         numbers = values.flatten().double().numpy()
         if self.config.normalization == "quantile":
@@ -150,8 +151,8 @@ class StudentTeacher:
         else:
             middle, spread = float(numbers.mean()), float(numbers.std())
             found = {"mu": middle, "sigma": spread}
-        # Relative to e: equal students give a v of pure rounding, about 1e-14 of it, not zero.
-        if not np.isfinite(middle) or not spread > 1e-6 * float(e.mean()) * (name != "a"):
+        # Relative to the maps' size: equal students give a v of pure rounding, about 1e-14 of it, not zero.
+        if not np.isfinite(middle) or not spread > 1e-6 * float(size.mean()) * (name != "a"):
             raise TrainingError(
                 f"score {name} has {', '.join(f'{key} {value:.4g}' for key, value in found.items())} over "
                 f"{len(values)} held-out images; nothing can be normalized by that: train longer or at a lower "

@@ -74,6 +74,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "one Gaussian": {"metric": "gaussian"},
     "a Gaussian a place": {"metric": "placed"},
     "the students' own answer": {"metric": "placed", "score": "e+s", "students": 1},
+    "the teacher's own answer": {"metric": "placed", "score": "t", "students": 0},
+    "all four": {"metric": "gaussian", "score": "e+v+s+t"},
     "quantiles": {"normalization": "quantile"},
     "zeros around": {"pad": "zero", "stride": 2},
     "reflected": {"pad": "reflect", "stride": 1, "form": "multipool"},
@@ -261,8 +263,9 @@ def test_settings_are_read_by_their_type_and_refused_by_name() -> None:
     for setting, message in (
         ("studnets=1", "expected KEY=VALUE with a KEY of teachers"),
         ("students=many", "--set students=many"),
-        ("score=e+x", "a sum of different terms of e, v and s"),
-        ("students=1", "needs two students"),
+        ("score=e+x", "a sum of different terms of e, v, s and t"),
+        ("students=1", "needs 2 students"),
+        ("students=0", "needs 2 students"),
         ("autoencoder=true", "images of 256 px"),
     ):
         with pytest.raises(CommandError, match=message):
