@@ -16,6 +16,7 @@ import msgspec
 from edge.errors import CommandError
 
 Decay = Literal["constant", "cosine", "drop"]
+Center = Literal["none", "mean", "median"]
 Pad = Literal["none", "zero", "reflect"]
 
 STUDENTS_NEEDED: Mapping[str, int] = MappingProxyType({"e": 1, "v": 2, "s": 1, "t": 0})
@@ -87,8 +88,9 @@ class StudentTeacherConfig:
     * ``metric``: how far the students miss the teacher is measured in the space of the decoded features of P
       (``decoded``), or in units of how far they miss it on good images, in every direction of the descriptor space
       (``gaussian``), and at every place of the image as far as good images speak for that (``placed``).
-    * ``center="image"`` subtracts from each map its own mean, so that a part as a whole a little unlike those learned
-      from (another strip of cloth, another exposure) is no flaw; flaws that cover most of a part lose by it.
+    * ``center`` subtracts from each map its own ``median`` or ``mean``, so that a part as a whole a little unlike those
+      learned from (another strip of cloth, another exposure) is no flaw.  A flaw that covers half of a part is lost
+      with the median; with the mean each flaw loses by its size.
 
     Raises:
         CommandError: settings that contradict each other.
@@ -119,7 +121,7 @@ class StudentTeacherConfig:
     score: str = "e+v"
     metric: Literal["plain", "decoded", "gaussian", "placed"] = "plain"
     normalization: Literal["gauss", "quantile"] = "gauss"
-    center: Literal["none", "image"] = "none"  # paper: none
+    center: Center = "none"  # paper: none
 
     def __post_init__(self) -> None:
         if not self.teachers:
@@ -210,7 +212,7 @@ bf16 autocast would take 0.066 s instead of 0.116 s a step (one thread, AVX-512 
 on what the CPU supports; everything here is float32.
 """
 
-DUO = replace(LINE, preset="duo", teachers=("line", "line-65"), students=0, score="t", metric="placed")
+DUO = replace(LINE, preset="duo", teachers=("line", "line-65"), students=0, score="t", metric="placed", center="median")
 """The recommended preset: two receptive fields, the teachers' own answers measured against good parts, no students.
 
 Chosen by defects planted into held-out good images, never by test images; docs/benchmarks.md has the table.  p = 65

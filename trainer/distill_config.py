@@ -159,7 +159,7 @@ def whole_view_schedule(spec: PatchNetSpec) -> DistillConfig:
 _SCHEDULES = MappingProxyType(
     {
         "line": whole_view_schedule, "line-fast": whole_view_schedule,
-        "line-17": whole_view_schedule, "line-65": whole_view_schedule,
+        "line-17": whole_view_schedule, "line-65": whole_view_schedule, "half-65": whole_view_schedule,
         "paper-17": paper_schedule, "paper-33": paper_schedule, "paper-65": paper_schedule,
         "pdn-s": efficientad_schedule,
     }

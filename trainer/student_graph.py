@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from edge.bundle import MapGeometry
 from trainer.autoencoder import AutoEncoder
+from trainer.bisection import median
+from trainer.config import Center
 from trainer.gaussian_metric import GaussianMetric
 from trainer.grids import reading_weights
 from trainer.patch_nets import InputNormalization, PatchNet
@@ -119,9 +120,7 @@ class DeployedStudentTeacher(nn.Module):
     The unweighted mean over scales (paper, section 3.4), all laid on ``geometries[0]``'s grid.
     """
 
-    def __init__(
-        self, scales: Sequence[ScaleGraph], geometries: Sequence[MapGeometry], *, center: Literal["none", "image"]
-    ) -> None:
+    def __init__(self, scales: Sequence[ScaleGraph], geometries: Sequence[MapGeometry], *, center: Center) -> None:
         super().__init__()
         self.center = center
         self.scales = nn.ModuleList(scales)
@@ -137,8 +136,9 @@ class DeployedStudentTeacher(nn.Module):
             anomaly_map = anomaly_map + other
         if len(maps) > 1:
             anomaly_map = anomaly_map / len(maps)
-        if self.center == "image":
-            anomaly_map = anomaly_map - anomaly_map.mean((1, 2), keepdim=True)
+        if self.center != "none":
+            middle = median(anomaly_map) if self.center == "median" else anomaly_map.mean((1, 2), keepdim=True)
+            anomaly_map = anomaly_map - middle
         return anomaly_map, anomaly_map.amax((1, 2))
 
 

@@ -164,7 +164,7 @@ def test_a_map_that_cannot_be_put_together_is_refused_before_the_training(
 
 def test_a_map_judged_against_its_own_mean_is_not_tiled(place: Path) -> None:
     """Each tile has a mean of its own, so the same flaw would score differently from tile to tile."""
-    result = run(place, "centered", "--fit", "tile", "--set", "center=image")
+    result = run(place, "centered", "--fit", "tile", "--set", "center=median")
 
     assert isinstance(result.exception, CommandError)
     assert "do not depend on the whole picture" in str(result.exception)

@@ -67,7 +67,7 @@ class StudentTeacher:
     def local(self) -> bool:
         """No score looks at the whole picture, and all scales move by the same stride."""
         grids = [scale.stride for scale in self.scales]
-        whole = self.config.center == "image" or self.config.metric == "placed" or self.config.autoencoder
+        whole = self.config.center != "none" or self.config.metric == "placed" or self.config.autoencoder
         return not whole and len(set(grids)) == 1 and (len(grids) == 1 or self.config.pad != "none")
 
     def prepare(self, frames: Frames) -> None:

@@ -184,7 +184,7 @@ def test_a_coarser_map_is_every_nth_cell_of_the_fine_one() -> None:
     assert method.map_geometry(96, 96, stride=8).stride == 8.0
 
 
-@pytest.mark.parametrize(("settings", "stride"), [({}, 6), ({"center": "image"}, 8), ({"metric": "placed"}, 8)])
+@pytest.mark.parametrize(("settings", "stride"), [({}, 6), ({"center": "median"}, 8), ({"metric": "placed"}, 8)])
 def test_a_stride_that_the_map_does_not_have_is_refused(settings: dict[str, Any], stride: int) -> None:
     """The message says which strides there are, and what stands in the way."""
     method = fitted(**settings)

@@ -126,15 +126,20 @@ def test_the_deployed_graph_is_the_paper_s_score_on_raw_pixels(channels: int) ->
 
 
 def test_centering_takes_each_maps_own_mean_away_and_nothing_else() -> None:
-    """The option `center="image"`: a part that is a little unlike the others all over is not a flaw."""
+    """The option `center="mean"`: a part that is a little unlike the others all over is not a flaw."""
     method, frames = make_method(), make_frames(6)
     method.fit_statistics(frames[3:])
     plain, _ = method.deployed(1)(torch.from_numpy(frames[:3]))
-    method.config = replace(method.config, center="image")
+    method.config = replace(method.config, center="mean")
 
     maps, scores = method.deployed(1)(torch.from_numpy(frames[:3]))
 
     torch.testing.assert_close(maps, plain - plain.mean((1, 2), keepdim=True), atol=1e-4, rtol=1e-4)
+    method.config = replace(method.config, center="median")
+    middle = plain.flatten(1).median(1).values.view(-1, 1, 1)
+    torch.testing.assert_close(
+        method.deployed(1)(torch.from_numpy(frames[:3]))[0], plain - middle, atol=1e-3, rtol=1e-3
+    )
     torch.testing.assert_close(scores, maps.flatten(1).max(1).values)
 
 
