@@ -4,7 +4,8 @@
 
 Every image goes through the bundle twice, coarse first and densely everywhere, interleaved on one machine; prints one
 JSON object with the share of tiles refined, the ratio of the times (medians over the images), and the pixels and tiles
-above the threshold that the coarse look missed.
+above the threshold that the coarse look missed. `worst_threshold` is the share of tiles that would be missed at the
+threshold where most are, with the margin and, as a control, without: the shipped flaws are far above any threshold.
 
 Without BUNDLE nothing is trained either: the shipped students are evaluated at every pixel and at every `--stride`-th
 one, on frames of `--side` px made of the shipped photographs (mirrored, at the size that the students know). Margin
@@ -39,7 +40,7 @@ if str(ROOT) not in sys.path:
 
 from calib.collect import collect  # noqa: E402
 from calib.threshold import parse_rate, required_parts  # noqa: E402
-from edge.bundle import InputSpec, ModelBundle, open_bundle  # noqa: E402
+from edge.bundle import InputSpec, ModelBundle, cells_between, open_bundle  # noqa: E402
 from edge.demo.line import BUNDLE, PHOTOS  # noqa: E402
 from edge.engines.refine import RefineEngine  # noqa: E402
 from edge.engines.registry import open_engine  # noqa: E402
@@ -50,6 +51,7 @@ from edge.stages.tile import smallest_side_px, tiling_of  # noqa: E402
 SIDE_PX = 256
 Image = NDArray[np.uint8]
 Map = NDArray[np.float32]
+Cells = tuple[slice, slice]
 
 
 def main() -> None:
@@ -108,6 +110,7 @@ def judge(bundle: ModelBundle, engine: RefineEngine, dense: Engine, paths: list[
     seen, refined = engine.tiles, engine.tiles_refined
     times: dict[str, list[float]] = {"refine": [], "dense": []}
     counts = np.zeros(4, np.int64)
+    peaks: list[tuple[float, float]] = []
     rejects = {"refine": 0, "dense": 0}
     for place, path in enumerate(paths):
         maps: dict[str, Map] = {}
@@ -119,8 +122,11 @@ def judge(bundle: ModelBundle, engine: RefineEngine, dense: Engine, paths: list[
             assert answer.anomaly_map is not None
             maps[name] = answer.anomaly_map.scores
             rejects[name] += answer.verdict.decision.value == "reject"
-        counts += np.array(missed(bundle, maps["dense"], maps["refine"], read_image(path).shape[:2]))
-    pixels, lost_pixels, tiles, lost_tiles = counts.tolist()
+        tiles = tiles_of_map(bundle, read_image(path).shape[:2])
+        counts += np.array(missed(bundle, maps["dense"], maps["refine"], tiles))
+        peaks += [largest(maps["dense"][tile], skip, engine.every) for tile, skip in tiles]
+    pixels, lost_pixels, hit_tiles, lost_tiles = counts.tolist()
+    assert bundle.manifest.refine is not None
     looked = engine.tiles - seen
     middle = {name: statistics.median(values) for name, values in times.items()}
     return {
@@ -132,24 +138,51 @@ def judge(bundle: ModelBundle, engine: RefineEngine, dense: Engine, paths: list[
         "times_faster": round(middle["dense"] / middle["refine"], 3),
         "pixels_above_threshold": pixels,
         "pixels_missed": lost_pixels,
-        "tiles_above_threshold": tiles,
+        "tiles_above_threshold": hit_tiles,
         "tiles_missed": lost_tiles,
         "tiles_missed_rate": round(lost_tiles / looked, 6),
+        "worst_threshold": {
+            "missed_rate": round(worst(peaks, bundle.manifest.refine.margin), 6),
+            "control_without_margin": round(worst(peaks, 0.0), 6),
+        },
         "rejected": rejects,
     }
 
 
-def missed(bundle: ModelBundle, dense: Map, found: Map, size: tuple[int, ...]) -> tuple[int, int, int, int]:
+def tiles_of_map(bundle: ModelBundle, size: tuple[int, ...]) -> list[tuple[Cells, Cells]]:
+    """For each tile where its cells are in the whole map, and where its first coarse ones are among those."""
+    refine = bundle.manifest.refine
+    tiling = tiling_of(bundle.manifest.input, bundle.manifest.map)
+    if tiling is None or refine is None:
+        return [((slice(None), slice(None)), (slice(0, None), slice(0, None)))]
+    every = cells_between(bundle.manifest, refine)
+    return [
+        (
+            (slice(tile.row.first, tile.row.stop), slice(tile.column.first, tile.column.stop)),
+            (slice(-tile.row.skip % every, None), slice(-tile.column.skip % every, None)),
+        )
+        for tile in tiling.plan(size[0], size[1])
+    ]
+
+
+def missed(bundle: ModelBundle, dense: Map, found: Map, tiles: list[tuple[Cells, Cells]]) -> tuple[int, int, int, int]:
     """Cells above the pixel threshold and those of them missed; tiles that hold any and those with any missed."""
     above = dense > bundle.calibration.pixel_threshold
     lost = above & ~(found > bundle.calibration.pixel_threshold)
-    tiling = tiling_of(bundle.manifest.input, bundle.manifest.map)
-    parts = [slice(None)] if tiling is None else [
-        (slice(tile.row.first, tile.row.stop), slice(tile.column.first, tile.column.stop))
-        for tile in tiling.plan(size[0], size[1])
-    ]  # fmt: skip
-    hit, gone = (sum(bool(cells[part].any()) for part in parts) for cells in (above, lost))
+    hit, gone = (sum(bool(cells[tile].any()) for tile, _ in tiles) for cells in (above, lost))
     return int(above.sum()), int(lost.sum()), hit, gone
+
+
+def largest(cells: Map, start: Cells, every: int) -> tuple[float, float]:
+    """A tile's largest dense value and its largest coarse one, which is one of the dense ones."""
+    coarse = cells[start][::every, ::every]
+    return float(cells.max()), float(coarse.max()) if coarse.size else -np.inf
+
+
+def worst(peaks: list[tuple[float, float]], margin: float) -> float:
+    """The largest share of tiles with a value above any one threshold whose coarse value is not above its gate."""
+    dense, coarse = np.array(peaks).T
+    return max(float(np.mean((dense > t) & (coarse <= t - margin))) for t in coarse + margin)
 
 
 # --- frames and a bundle from what is shipped -------------------------------------------------------------------------
@@ -184,7 +217,7 @@ def write_frames(folder: Path, side: int) -> None:
 
 
 def write_bundle_of_shipped_students(path: Path, stride: int, rate: float, side: int) -> None:
-    """The demo's students at every pixel, and coarsely at every `stride`-th: margin and threshold fitted, no training."""
+    """The demo's students at every pixel, and coarsely at every `stride`-th; margin and threshold are fitted."""
     from trainer.config import LINE
     from trainer.distill import load_teacher
     from trainer.export import BundleFacts, export_bundle

@@ -30,6 +30,9 @@ def evaluate(
     skip_bad_images: Annotated[
         bool, typer.Option(help="Count files that cannot be inspected as INCONCLUSIVE.")
     ] = False,
+    refine: Annotated[
+        bool, typer.Option(help="Look with the bundle's coarse graph first, as a line does; or densely everywhere.")
+    ] = True,
 ) -> None:
     """Judge a bundle on labeled images: AUROC, AU-PRO, false rejects and escapes, overall and per defect kind."""
     # SciPy and numba take a second to load: not for `--help`.
@@ -40,7 +43,8 @@ def evaluate(
 
     engine = require_backend(backend, CommandError)
     _check_targets(json, maps)
-    result = evaluate_bundle(open_bundle(bundle), data, backend=engine, maps=maps, skip_bad=skip_bad_images)
+    opened = open_bundle(bundle)
+    result = evaluate_bundle(opened, data, backend=engine, maps=maps, skip_bad=skip_bad_images, refine=refine)
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(table(result), err=json == "-")
@@ -68,6 +72,11 @@ def table(result: Evaluation) -> str:
             lines.append(
                 f"{name:<14} {hits} of {of} = {100 * hits / of:.3g}% (95% interval {100 * low:.3g}-{100 * high:.3g}%)"
             )
+    if result.tiles and result.tiles_refined is not None:
+        share = 100 * result.tiles_refined / result.tiles
+        lines.append(
+            f"{'refined':<14} {result.tiles_refined} of {result.tiles} tiles = {share:.3g}%, the others coarsely"
+        )
     return "\n".join(lines)
 
 

@@ -21,6 +21,7 @@ from calib.metrics import image_auroc
 from calib.pixel_figures import MaskedMap, PixelFigures
 from calib.progress import progress
 from edge.bundle import ModelBundle, check_golden
+from edge.engines.refine import RefineEngine
 from edge.engines.registry import Backend, open_engine
 from edge.images import write_tiff_float32
 from edge.stages.segment import render_map
@@ -63,7 +64,11 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Evaluation(Figures, frozen=True, kw_only=True):
-    """What `kizu evaluate --json` writes: the whole set's figures, those of each kind, and every image."""
+    """What `kizu evaluate --json` writes: the whole set's figures, those of each kind, and every image.
+
+    `tiles` counts those that the bundle's coarse graph looked at, `tiles_refined` those of them that were computed
+    densely; null without a coarse graph.
+    """
 
     schema_version: int
     bundle: str
@@ -79,6 +84,8 @@ class Evaluation(Figures, frozen=True, kw_only=True):
     warnings: list[str]
     kinds: dict[str, Figures]
     images: list[ImageRow]
+    tiles: int | None = None
+    tiles_refined: int | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,9 +108,17 @@ class Judged:
 
 
 def evaluate_bundle(
-    bundle: ModelBundle, data: Path, *, backend: Backend = "openvino", maps: Path | None = None, skip_bad: bool = False
+    bundle: ModelBundle,
+    data: Path,
+    *,
+    backend: Backend = "openvino",
+    maps: Path | None = None,
+    skip_bad: bool = False,
+    refine: bool = True,
 ) -> Evaluation:
     """Score the test set in `data` with `bundle` and return every figure; write a map per image into `maps` if given.
+
+    Without `refine`, dense everywhere also where the bundle has a coarse graph.
 
     Raises:
         DataError: the folder, an image or a mask cannot be used.
@@ -113,7 +128,8 @@ def evaluate_bundle(
     images = read_test_set(data)
     digests = [file_sha256(image.path) for image in images]
     judged = []
-    with open_engine(bundle, backend=backend, max_batch=1) as engine, progress("evaluate", len(images)) as advance:
+    opened = open_engine(bundle, backend=backend, max_batch=1, refine=refine)
+    with opened as engine, progress("evaluate", len(images)) as advance:
         engine.warmup()
         check_golden(bundle, engine, require=True)
         answers = collect(bundle, engine, [image.path for image in images], skip_bad=skip_bad, advance=advance)
@@ -124,9 +140,11 @@ def evaluate_bundle(
             if maps is not None and scored:
                 _write_map(maps, judged[-1])
         name = f"{engine.spec.name} {engine.spec.version} {engine.spec.device}"
+        refined = (engine.tiles, engine.tiles_refined) if isinstance(engine, RefineEngine) else (None, None)
     good = [digest for digest, image in zip(digests, images, strict=True) if image.is_good]
     digest = data_sha256(zip((image.name for image in images), digests, strict=True))
-    return judge(bundle, judged, engine=name, data=str(data), digest=digest, warnings=_bundle_notes(bundle, good))
+    found = judge(bundle, judged, engine=name, data=str(data), digest=digest, warnings=_bundle_notes(bundle, good))
+    return msgspec.structs.replace(found, tiles=refined[0], tiles_refined=refined[1])
 
 
 def judge(

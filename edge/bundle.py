@@ -5,6 +5,7 @@ may refer to is `model_file`, the engine that runs it is handed in. The layout i
 
     bundle.json       Manifest: input, map geometry, tolerance, and {path: sha256, size} of every other file
     model.onnx        the graph (design: graph contract), no external data
+    coarse.onnx       optional: the same graph with fewer cells, looked at first (Manifest.refine)
     golden/           frames.npy (K, h, w, C) uint8, maps.npy (K, h', w') float32, scores.npy (K,) float32
     calibration.json  ScoreCalibration: thresholds and the good scores they came from
     provenance.json   what made it: data digests, configuration, seed, versions, training curve
@@ -20,10 +21,10 @@ import math
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -46,6 +47,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
 SIGNATURE = "signature.json"
 MODEL = "model.onnx"
+COARSE = "coarse.onnx"
 GOLDEN_FRAMES, GOLDEN_MAPS, GOLDEN_SCORES = "golden/frames.npy", "golden/maps.npy", "golden/scores.npy"
 CALIBRATION = "calibration.json"
 PROVENANCE = "provenance.json"
@@ -64,7 +66,10 @@ MAX_FILE_BYTES: Final[Mapping[str, int]] = MappingProxyType(
     }
 )
 """The files that every bundle has, with the most bytes that are read of each."""
+OPTIONAL_FILE_BYTES: Final[Mapping[str, int]] = MappingProxyType({COARSE: 512 * _MIB})
+"""Those that only some have."""
 MAX_REPORT_BYTES = 64 * _MIB
+_FILE_BYTES: Final[Mapping[str, int]] = MappingProxyType({**MAX_FILE_BYTES, **OPTIONAL_FILE_BYTES})
 
 _T = TypeVar("_T")
 
@@ -114,6 +119,30 @@ class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     relative: float
 
 
+class Refine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A coarse look first: `coarse.onnx` gives the cells of `map`, every k-th of the bundle's own, at a lower cost.
+
+    A tile (with `fit` "resize" the frame) is computed densely only if its largest coarse cell is above the gate. The
+    `margin` is the `rank`-th smallest distance from coarse to dense maximum over `tiles` held-out good tiles: with
+    probability `confidence` at most the share `rate` of such tiles exceed it.
+    """
+
+    map: MapGeometry
+    margin: float
+    rate: float
+    confidence: float
+    tiles: int
+    rank: int
+
+    def gate(self, calibration: ScoreCalibration) -> float:
+        """The coarse maximum above which a tile is computed densely, raw.
+
+        Not a field: `kizu calibrate` moves the thresholds, and a tile with a cell above the lower one must not be
+        missed unless its distance is beyond the margin.
+        """
+        return min(calibration.threshold, calibration.pixel_threshold) - self.margin
+
+
 class FileDigest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """SHA-256 in hex and size in bytes of one file."""
 
@@ -133,6 +162,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tolerance: Tolerance
     created_ns: int
     files: dict[str, FileDigest]
+    refine: Refine | None = None
 
 
 class ScoreCalibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -173,7 +203,7 @@ class Golden:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelBundle:
-    """An opened bundle whose every byte was hashed; engines build from `model`, never from the path."""
+    """An opened bundle whose every byte was hashed; engines build from `model` and `coarse`, never from the path."""
 
     path: Path
     model_id: str
@@ -182,12 +212,24 @@ class ModelBundle:
     golden: Golden
     calibration: ScoreCalibration
     provenance: dict[str, Any]
+    coarse: bytes | None = None
 
 
 class Runner(Protocol):
     """The one method of `protocols.Engine` that the golden check needs."""
 
     def infer(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]: ...
+
+
+@runtime_checkable
+class Refining(Protocol):
+    """An engine that looks with one graph and computes with another: the golden check wants each by itself."""
+
+    @property
+    def coarse(self) -> Runner: ...
+
+    @property
+    def dense(self) -> Runner: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +262,7 @@ def open_bundle(path: Path | str) -> ModelBundle:
     content: dict[str, bytes] = {}
     for name in sorted(manifest.files):
         data = _read_file(directory, name, manifest)
-        if name in MAX_FILE_BYTES:  # reports are verified, not kept
+        if not name.startswith(REPORT_FOLDER):  # reports are verified, not kept
             content[name] = data
     return _assemble(directory, manifest_bytes, manifest, content)
 
@@ -240,11 +282,13 @@ def write_bundle(
     provenance: Mapping[str, Any],
     report: Mapping[str, bytes] = MappingProxyType({}),
     created_ns: int | None = None,
+    coarse: bytes | None = None,
+    refine: Refine | None = None,
 ) -> ModelBundle:
     """Write a new bundle at `path`, complete or not at all, and return it opened.
 
-    `report` maps names below report/ to contents. The same arguments give the same `model_id`; `created_ns` (Unix, part
-    of the identity) defaults to SOURCE_DATE_EPOCH where that is set, else to now.
+    `report` maps names below report/ to contents; `coarse` and `refine` go together. The same arguments give the same
+    `model_id`; `created_ns` (Unix, part of the identity) defaults to SOURCE_DATE_EPOCH where that is set, else to now.
 
     Raises:
         BundleError: `path` exists, or the content would not be accepted by `open_bundle`.
@@ -257,6 +301,8 @@ def write_bundle(
         CALIBRATION: canonical_json(calibration),
         PROVENANCE: canonical_json(dict(provenance)),
     }
+    if coarse is not None:
+        content[COARSE] = bytes(coarse)
     content.update({REPORT_FOLDER + name: bytes(data) for name, data in report.items()})
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
@@ -268,6 +314,7 @@ def write_bundle(
         tolerance=tolerance,
         created_ns=_now_ns() if created_ns is None else created_ns,
         files={name: FileDigest(sha256_hex(data), len(data)) for name, data in content.items()},
+        refine=refine,
     )
     manifest_bytes = canonical_json(manifest)
     target = Path(path)
@@ -313,16 +360,58 @@ def derive_bundle(
         provenance={**source.provenance, **provenance_extra, "derived_from": ancestors},
         report=report,
         created_ns=created_ns,
+        coarse=source.coarse,
+        refine=manifest.refine,
     )
 
 
-def check_golden(bundle: ModelBundle, engine: Runner, *, require: bool = False) -> GoldenCheck:
+def coarse_bundle(bundle: ModelBundle) -> ModelBundle:
+    """The coarse graph of a bundle with `refine` as a bundle of its own, for engines and the golden check; not on disk.
+
+    Its cells are some of the dense graph's, so its golden answers are there already; errors name its file.
+
+    Raises:
+        BundleError: the bundle has no coarse graph.
+    """
+    manifest = bundle.manifest
+    if manifest.refine is None or bundle.coarse is None:
+        raise BundleError(f"bundle {bundle.path} has no {COARSE}; `kizu train --refine` makes one")
+    every = cells_between(manifest, manifest.refine)
+    golden = bundle.golden
+    maps = np.ascontiguousarray(golden.maps[:, ::every, ::every])
+    return replace(
+        bundle,
+        path=bundle.path / COARSE,
+        manifest=msgspec.structs.replace(manifest, map=manifest.refine.map, refine=None),
+        model=bundle.coarse,
+        golden=Golden(golden.frames, maps, maps.max(axis=(1, 2))),
+        coarse=None,
+    )
+
+
+def cells_between(manifest: Manifest, refine: Refine) -> int:
+    """k: every k-th cell of the dense map, counted from the first along both axes, is a coarse one."""
+    return round(refine.map.stride / manifest.map.stride)
+
+
+def check_golden(bundle: ModelBundle, engine: Runner | Refining, *, require: bool = False) -> GoldenCheck:
     """Run the bundle's golden frames one by one and compare maps and scores with the expected ones.
+
+    They are the dense graph's. Of an engine that looks coarsely first, both graphs are checked, each in all its cells.
 
     Raises:
         ParityError: only with `require`, when the tolerance is exceeded.
         EngineError: the engine failed.
     """
+    if isinstance(engine, Refining):
+        dense = check_golden(bundle, engine.dense, require=require)
+        coarse = check_golden(coarse_bundle(bundle), engine.coarse, require=require)
+        return GoldenCheck(
+            frames=dense.frames,
+            max_abs=float(np.maximum(dense.max_abs, coarse.max_abs)),
+            max_rel_of_tolerance=float(np.maximum(dense.max_rel_of_tolerance, coarse.max_rel_of_tolerance)),
+            ok=dense.ok and coarse.ok,
+        )
     tolerance, golden = bundle.manifest.tolerance, bundle.golden
     max_abs = max_share = 0.0
     for index in range(len(golden.frames)):
@@ -343,7 +432,7 @@ def check_golden(bundle: ModelBundle, engine: Runner, *, require: bool = False) 
         raise ParityError(
             f"bundle {bundle.path}: this engine is up to {max_abs:.3g} from the golden frames, {max_share:.3g} times "
             f"the tolerance ({tolerance.absolute:g} + {tolerance.relative:g} * |expected|); "
-            f"compare with `kizu verify {bundle.path} --backend onnxruntime`"
+            "compare with `kizu verify BUNDLE --backend onnxruntime`"
         )
     return check
 
@@ -378,6 +467,7 @@ def _parse_manifest(data: bytes, directory: Path) -> Manifest:
     if missing := sorted(MAX_FILE_BYTES.keys() - manifest.files.keys()):
         raise BundleError(f"{where} does not list {missing[0]}, which every bundle has; make the bundle again")
     _require_sane_geometry(where, manifest)
+    _require_sane_refine(where, manifest)
     return manifest
 
 
@@ -388,9 +478,9 @@ class _SchemaOnly(msgspec.Struct):
 def _require_file_entry(where: Path, name: str, digest: FileDigest) -> None:
     if not plain_name(name):
         raise BundleError(f"{where} lists {name!r}; expected a plain relative path inside the bundle")
-    if name not in MAX_FILE_BYTES and not name.startswith(REPORT_FOLDER):
+    if name not in _FILE_BYTES and not name.startswith(REPORT_FOLDER):
         raise BundleError(f"{where} lists {name!r}, which is no file of a bundle of schema {SCHEMA_VERSION}")
-    limit = MAX_FILE_BYTES.get(name, MAX_REPORT_BYTES)
+    limit = _FILE_BYTES.get(name, MAX_REPORT_BYTES)
     if not 0 <= digest.size <= limit:
         raise BundleError(f"{where} gives {name} {digest.size} bytes; from 0 to {limit} are admitted")
 
@@ -417,6 +507,37 @@ def _require_sane_geometry(where: Path, manifest: Manifest) -> None:
         raise BundleError(f"{where}: {wrong} cannot be; make the bundle again")
 
 
+def _require_sane_refine(where: Path, manifest: Manifest) -> None:
+    """`refine` and coarse.onnx go together, and the coarse cells are some of the dense ones."""
+    refine, dense = manifest.refine, manifest.map
+    if refine is None:
+        if COARSE in manifest.files:
+            raise BundleError(f"{where} lists {COARSE} but does not say how it is used (refine); make the bundle again")
+        return
+    if COARSE not in manifest.files:
+        raise BundleError(f"{where} says refine but does not list {COARSE}; make the bundle again")
+    coarse, every = refine.map, refine.map.stride / dense.stride
+    wrong = None
+    if not (math.isfinite(every) and every == int(every) and every >= 2):
+        wrong = f"a coarse stride of {coarse.stride} over a dense one of {dense.stride} (expected a multiple)"
+    elif dense.reduction != "max":
+        # Nothing is known of a mean from every k-th cell; and of the maximum only that it is no less.
+        wrong = f"refine with a map whose reduction is {dense.reduction!r} (expected max)"
+    elif coarse != _every_kth(dense, int(every)):
+        wrong = f"a coarse map {coarse} with every {int(every)}th cell of a dense map {dense}"
+    elif not (0 <= refine.margin < math.inf and 0 < refine.rate < 1 and 0 < refine.confidence < 1):
+        wrong = f"a margin of {refine.margin} for a rate of {refine.rate} with confidence {refine.confidence}"
+    elif not 1 <= refine.rank <= refine.tiles:
+        wrong = f"the margin of rank {refine.rank} among {refine.tiles} tiles"
+    if wrong is not None:
+        raise BundleError(f"{where}: refine: {wrong} cannot be; make the bundle again")
+
+
+def _every_kth(dense: MapGeometry, every: int) -> MapGeometry:
+    sides = {"height": -(-dense.height // every), "width": -(-dense.width // every)}
+    return msgspec.structs.replace(dense, stride=dense.stride * every, **sides)
+
+
 def _require_same_names(directory: Path, present: set[str], manifest: Manifest) -> None:
     known = manifest.files.keys() | {MANIFEST}
     if missing := sorted(known - present):
@@ -428,7 +549,7 @@ def _require_same_names(directory: Path, present: set[str], manifest: Manifest) 
 def _read_file(directory: Path, name: str, manifest: Manifest) -> bytes:
     """Read one listed file; no directory on its way may be a link (`files_below` lists a linked one as a file)."""
     expected = manifest.files[name]
-    data = read_once(directory / name, MAX_FILE_BYTES.get(name, MAX_REPORT_BYTES))
+    data = read_once(directory / name, _FILE_BYTES.get(name, MAX_REPORT_BYTES))
     if len(data) != expected.size or sha256_hex(data) != expected.sha256:
         how = "its content" if len(data) == expected.size else f"its {len(data)} bytes in place of {expected.size}"
         raise BundleError(
@@ -440,7 +561,9 @@ def _read_file(directory: Path, name: str, manifest: Manifest) -> bytes:
 
 def _assemble(directory: Path, manifest_bytes: bytes, manifest: Manifest, content: Mapping[str, bytes]) -> ModelBundle:
     """Parse verified bytes."""
-    require_self_contained(content[MODEL], str(directory / MODEL))
+    for name in (MODEL, COARSE):
+        if name in content:
+            require_self_contained(content[name], str(directory / name))
     provenance = _parse_json(content[PROVENANCE], dict[str, Any], directory / PROVENANCE)
     calibration = _parse_json(content[CALIBRATION], ScoreCalibration, directory / CALIBRATION)
     _require_sane_calibration(directory / CALIBRATION, calibration)
@@ -452,6 +575,7 @@ def _assemble(directory: Path, manifest_bytes: bytes, manifest: Manifest, conten
         golden=_parse_golden(directory, manifest, content),
         calibration=calibration,
         provenance=provenance,
+        coarse=content.get(COARSE),
     )
 
 

@@ -30,11 +30,15 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EngineConfig(_Section, frozen=True):
-    """[engine]: which backend runs the graph, where, and on how many streams side by side."""
+    """[engine]: which backend runs the graph, where, and on how many streams side by side.
+
+    `refine` false computes every tile densely, also where the bundle has a coarse graph to look with first.
+    """
 
     backend: Literal["openvino", "onnxruntime", "fake"] = "openvino"
     device: _Text = "cpu"
     streams: Annotated[int, Meta(ge=1, le=64)] = 2
+    refine: bool = True
 
 
 class CameraConfig(_Section, frozen=True):

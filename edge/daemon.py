@@ -153,7 +153,7 @@ def serve(
             )
         opened.callback(publisher.close)
         with warming_masks():
-            engine = open_warm_engine(config, bundle, where)
+            engine = open_warm_engine(config, bundle, where, on_tiles=metrics.count_tiles)
             opened.push(engine.__exit__)
             golden = check_engine(config, bundle, engine)
             engine.warmup()
@@ -180,7 +180,7 @@ def serve(
         pipeline = Pipeline(
             source=source,
             engine=engine,
-            open_engine=lambda: open_warm_engine(config, bundle, where, warm=True),
+            open_engine=lambda: open_warm_engine(config, bundle, where, warm=True, on_tiles=metrics.count_tiles),
             stages=stages,
             log=event_log,
             publisher=publisher,
@@ -358,8 +358,15 @@ def _open_bundle(config: EdgeConfig, where: Path) -> ModelBundle:
         raise BundleError(f"{where}: bundle: {error}") from error
 
 
-def open_warm_engine(config: EdgeConfig, bundle: ModelBundle, where: Path, *, warm: bool = False) -> Engine:
-    """The configured engine for `bundle`, warmed if asked."""
+def open_warm_engine(
+    config: EdgeConfig,
+    bundle: ModelBundle,
+    where: Path,
+    *,
+    warm: bool = False,
+    on_tiles: Callable[[int, int], None] = lambda seen, refined: None,
+) -> Engine:
+    """The configured engine for `bundle`, warmed if asked; `on_tiles` is told what its coarse pass finds."""
     from edge.engines.registry import open_engine
 
     engine = open_engine(
@@ -368,6 +375,8 @@ def open_warm_engine(config: EdgeConfig, bundle: ModelBundle, where: Path, *, wa
         device=config.engine.device,
         streams=config.engine.streams,
         max_batch=config.batching.max_batch,
+        refine=config.engine.refine,
+        on_tiles=on_tiles,
     )
     if warm:
         engine.warmup()

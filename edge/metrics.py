@@ -175,6 +175,12 @@ class Metrics:
         self.publish_drops = Counter(
             "kizu_events_unpublished", "Logged events that the publisher's socket refused.", registry=registry
         )
+        self._tiles = Counter(
+            "kizu_tiles", "Tiles, or whole frames, that a coarse graph looked at first.", registry=registry
+        )
+        self._tiles_refined = Counter(
+            "kizu_tiles_refined", "Those of kizu_tiles_total that were computed densely.", registry=registry
+        )
         self._crashes = Counter(
             "kizu_thread_crashes", "Threads that ended by an unforeseen error.", ["thread"], registry=registry
         )
@@ -197,6 +203,11 @@ class Metrics:
     def observe(self, stage: str, elapsed_ns: int) -> None:
         """Note how long one of STAGES took."""
         self._stages[stage].observe(elapsed_ns / 1e9)
+
+    def count_tiles(self, seen: int, refined: int) -> None:
+        """Count tiles that were looked at coarsely, and those of them that were computed densely."""
+        self._tiles.inc(seen)
+        self._tiles_refined.inc(refined)
 
     def crash(self, thread: str) -> None:
         """Count a thread that ended by an unforeseen error."""

@@ -1,7 +1,7 @@
 """torch -> ONNX under the graph contract -> bundle, with parity on real images or nothing at all.
 
-Owns the conversion, the parity gate and the provisional threshold.  Leaves what the graph computes to the method and
-the bundle's form to ``edge.bundle``.
+Owns the conversion, the parity gate and the provisional threshold.  Leaves what the graph computes to the method, the
+margin of a coarse graph to ``refine`` and the bundle's form to ``edge.bundle``.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ from edge.bundle import (
     ScoreCalibration,
     Tolerance,
     check_golden,
+    coarse_bundle,
     write_bundle,
 )
 from edge.engines.registry import Backend, open_engine
 from edge.errors import ParityError, TrainingError
 from trainer.method import Frames, Method
+from trainer.refine import RefineRequest, coarse_geometry, fit_refine, unfitted
 
 OPSET = 17
 GOLDEN_FRAMES = 4
@@ -75,13 +77,21 @@ class BundleFacts:
 
 
 def export_bundle(
-    method: Method, path: Path, facts: BundleFacts, *, held_out: Frames, whole_images: Sequence[Path] | None = None
+    method: Method,
+    path: Path,
+    facts: BundleFacts,
+    *,
+    held_out: Frames,
+    whole_images: Sequence[Path] | None = None,
+    refine: RefineRequest | None = None,
 ) -> ModelBundle:
     """Write the trained ``method`` as a bundle with a provisional threshold from ``held_out`` (n, h, w, C) uint8.
 
     With ``fit`` "tile" those are crops, and the threshold comes from the ``whole_images`` that they were cut from.
+    With ``refine`` the bundle gets a coarse graph too, and its margin from ``held_out``.
 
     Raises:
+        CommandError, CalibrationError: the method cannot do what ``refine`` asks, or there are too few held-out tiles.
         ParityError: ONNX Runtime or OpenVINO disagrees with torch on the golden frames; nothing is written.
         EngineError: a backend is missing or refuses the graph; nothing is written.
         BundleError: ``path`` exists, or the method's maps cannot be put together from tiles.
@@ -89,6 +99,10 @@ def export_bundle(
     """
     deployed = method.deployed(facts.input.channels).eval()
     geometry = method.map_geometry(facts.input.height, facts.input.width)
+    looked, coarse = None, None
+    if refine is not None:
+        looked = unfitted(coarse_geometry(method, facts.input, refine), refine)
+        coarse = to_onnx(method.deployed(facts.input.channels, stride=refine.stride_px).eval(), facts.input)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         name=facts.name,
@@ -99,6 +113,7 @@ def export_bundle(
         tolerance=TOLERANCE,
         created_ns=0,
         files={},
+        refine=looked,
     )
     draft = ModelBundle(
         path=path,
@@ -108,9 +123,17 @@ def export_bundle(
         golden=golden_answers(deployed, held_out[:GOLDEN_FRAMES]),
         calibration=provisional_calibration(np.zeros(1, np.float32), facts, engine="none"),
         provenance={},
+        coarse=coarse,
     )
     parity = require_parity(draft)
+    coarse_parity = {} if coarse is None else require_parity(coarse_bundle(draft))
     scores, engine = engine_scores(draft, held_out) if whole_images is None else image_scores(draft, whole_images)
+    calibration = provisional_calibration(scores, facts, engine=engine)
+    provenance = {**facts.provenance, "parity_max_abs": parity}
+    if refine is not None:
+        fitted = fit_refine(draft, held_out, refine, backend=SCORING_BACKEND)
+        looked = fitted.refine
+        provenance["refine"] = {"parity_max_abs": coarse_parity, **fitted.facts(calibration)}
     return write_bundle(
         path,
         name=facts.name,
@@ -121,9 +144,11 @@ def export_bundle(
         tolerance=TOLERANCE,
         model=draft.model,
         golden=draft.golden,
-        calibration=provisional_calibration(scores, facts, engine=engine),
-        provenance={**facts.provenance, "parity_max_abs": parity},
+        calibration=calibration,
+        provenance=provenance,
         report=facts.report,
+        coarse=coarse,
+        refine=looked,
     )
 
 
@@ -164,14 +189,14 @@ def golden_answers(deployed: nn.Module, frames: Frames) -> Golden:
 
 
 def require_parity(draft: ModelBundle) -> dict[str, float]:
-    """Largest difference from torch by backend, over the golden frames' maps and scores.
+    """Largest difference from torch by backend, over the golden frames' maps and scores, by the draft's own graph.
 
     Raises:
         ParityError: a backend is farther away than the tolerance.
     """
     gaps: dict[str, float] = {}
     for backend in PARITY_BACKENDS:
-        with open_engine(draft, backend=backend, streams=1, max_batch=1) as engine:
+        with open_engine(draft, backend=backend, streams=1, max_batch=1, refine=False) as engine:
             check = check_golden(draft, engine)
         if not check.ok:
             raise ParityError(
@@ -190,7 +215,7 @@ def engine_scores(draft: ModelBundle, frames: Frames) -> tuple[NDArray[np.float3
     Raises:
         TrainingError: a score is not finite.
     """
-    with open_engine(draft, backend=SCORING_BACKEND, streams=1, max_batch=1) as engine:
+    with open_engine(draft, backend=SCORING_BACKEND, streams=1, max_batch=1, refine=False) as engine:
         scores = [engine.infer(np.ascontiguousarray(frame[None]))[1] for frame in frames]
         name = f"{engine.spec.name} {engine.spec.version} {engine.spec.device}"
     together = np.concatenate(scores)
@@ -201,7 +226,8 @@ def engine_scores(draft: ModelBundle, frames: Frames) -> tuple[NDArray[np.float3
 
 def image_scores(draft: ModelBundle, paths: Sequence[Path]) -> tuple[NDArray[np.float32], str]:
     """Image scores (n,) of whole images at native resolution as the line will score them, and what computed them."""
-    with open_engine(draft, backend=SCORING_BACKEND, streams=1, max_batch=1) as engine:
+    # Dense everywhere: the gate follows from this threshold, and a score from a coarse look is never higher.
+    with open_engine(draft, backend=SCORING_BACKEND, streams=1, max_batch=1, refine=False) as engine:
         scores = [answer.verdict.score for answer in collect(draft, engine, paths)]
         return np.array(scores, np.float32), f"{engine.spec.name} {engine.spec.version} {engine.spec.device}"
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Literal, cast, get_args
 
-from edge.bundle import ModelBundle
+from edge.bundle import ModelBundle, cells_between, coarse_bundle
+from edge.engines.refine import OnTiles, RefineEngine
 from edge.errors import EngineError, KizuError
 from edge.protocols import Engine
 
@@ -41,11 +43,15 @@ def open_engine(
     device: str = "cpu",
     streams: int = 2,
     max_batch: int | None = None,
+    refine: bool = True,
+    on_tiles: OnTiles = lambda seen, refined: None,
 ) -> Engine:
     """Build the engine that runs `bundle`; use it as a context manager.
 
     `streams` is how many batches run side by side where the backend can (OpenVINO). `max_batch` (1 to the bundle's own)
-    is the largest batch that will be submitted.
+    is the largest batch that will be submitted. A bundle with a coarse graph is looked at with it first, and `on_tiles`
+    told of it; without `refine` it is computed densely everywhere. The fake computes no network, so it has no coarse
+    one.
 
     Raises:
         EngineError: unknown backend or device, the backend's package is missing, the graph breaks the graph contract,
@@ -59,6 +65,18 @@ def open_engine(
     if streams < 1:
         raise EngineError(f"streams is {streams}; expected 1 or more")
     require_device(backend, device)
+    asked = bundle.manifest.refine
+    if not refine or asked is None or backend == "fake":
+        return _open(bundle, backend, streams, batch)
+    with ExitStack() as opened:
+        dense = opened.enter_context(_open(bundle, backend, streams, batch))
+        coarse = opened.enter_context(_open(coarse_bundle(bundle), backend, streams, batch))
+        opened.pop_all()  # both are the refining engine's to close from here on
+    gate, every = asked.gate(bundle.calibration), cells_between(bundle.manifest, asked)
+    return RefineEngine(dense, coarse, gate=gate, every=every, on_tiles=on_tiles)
+
+
+def _open(bundle: ModelBundle, backend: Backend, streams: int, batch: int) -> Engine:
     if backend == "openvino":
         from edge.engines.openvino import OpenVinoEngine
 

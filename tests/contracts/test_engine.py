@@ -1,23 +1,34 @@
-"""What every Engine promises, kept by OpenVINO, ONNX Runtime and the fake alike."""
+"""What every Engine promises, kept by OpenVINO, ONNX Runtime and the fake alike, alone and coarse first."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from edge.bundle import ModelBundle, check_golden
+from edge.engines.refine import RefineEngine
 from edge.engines.registry import BACKENDS, Backend, open_engine
 from edge.errors import EngineBusy, EngineError
 from edge.protocols import Engine
+from refining import refining_bundle
+
+COARSE_FIRST = {"openvino, coarse first": "openvino", "onnxruntime, coarse first": "onnxruntime"}
 
 
-@pytest.fixture(params=BACKENDS)
-def engine(request: pytest.FixtureRequest, tiny_bundle: ModelBundle) -> Iterator[Engine]:
-    """Each backend on the tiny bundle: 32 x 32 gray, batches up to 4."""
-    with open_engine(tiny_bundle, backend=request.param) as opened:
+@pytest.fixture(scope="session")
+def refining(make_bundle: Callable[..., ModelBundle], tmp_path_factory: pytest.TempPathFactory) -> ModelBundle:
+    """The tiny bundle with a coarse graph; its gate is amid the scores of `batch_of`, so that batches are split."""
+    return refining_bundle(make_bundle, tmp_path_factory.mktemp("coarse") / "bundle", threshold=2.4, margin=0.3)
+
+
+@pytest.fixture(params=[*BACKENDS, *COARSE_FIRST])
+def engine(request: pytest.FixtureRequest, tiny_bundle: ModelBundle, refining: ModelBundle) -> Iterator[Engine]:
+    """Each backend on the tiny bundle, alone and coarse first: 32 x 32 gray, batches up to 4."""
+    bundle = refining if request.param in COARSE_FIRST else tiny_bundle
+    with open_engine(bundle, backend=COARSE_FIRST.get(request.param, request.param)) as opened:
         yield opened
 
 
@@ -42,6 +53,16 @@ def test_every_batch_size_gives_finite_float32_of_the_stated_shape(engine: Engin
 
         assert maps.shape == (count, 14, 14) and scores.shape == (count,)
         assert maps.dtype == scores.dtype == np.float32 and np.isfinite(maps).all() and np.isfinite(scores).all()
+
+
+def test_a_batch_is_split_where_the_coarse_pass_comes_first(refining: ModelBundle) -> None:
+    """The suite means something for it: some of the pictures are refined and some are not."""
+    with open_engine(refining) as engine:
+        assert isinstance(engine, RefineEngine)
+        for seed in range(8):
+            engine.infer(batch_of(4, seed))
+
+        assert 8 <= engine.tiles_refined <= 24 < engine.tiles == 32
 
 
 def test_the_same_input_gives_the_same_bytes(engine: Engine) -> None:
