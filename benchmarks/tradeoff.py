@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 SETS = ("magnetic_tile", "aitex_01", "aitex_02", "aitex_04", "hazelnut_toy", "elpv_mono", "deeppcb")
+MEANS = ("image_auroc", "au_pro_30")
 
 
 def main() -> None:
@@ -38,9 +39,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     ]
     for name, sets in results.items():
         cells = [_cell(sets[one]) if one in sets else "not run" for one in SETS]
-        means = [
-            f"{_mean(sets, key, 'ours'):.3f} ({_mean(sets, key, 'padim'):.3f})" for key in ("image_auroc", "au_pro_30")
-        ]
+        means = [f"{_mean(sets, key, 'ours'):.3f} ({_mean(sets, key, 'padim'):.3f})" for key in MEANS]
         lines.append(f"| `{name}` | {' | '.join([*cells, *means, f'{_cost(sets):.0f}'])} |")
     return "\n".join(lines)
 
