@@ -1,10 +1,10 @@
-"""Draw e, v and their sum for real flaws, as docs/methods/student-teacher.png has them.
+"""Draw e, v and their sum for real flaws, as docs/methods/student-teacher.jpg has them.
 
 Trains a preset with e + v on the shipped photographs (a few minutes for the preset's own steps) and lays the raw maps
 over flawed ones: photograph, e, v, score. Each kind of map has one color scale, its largest value on the good
 photographs to the left of the scale's middle.
 
-    python benchmarks/show_maps.py --out docs/methods/student-teacher.png [--preset line] [--steps 600]
+    python benchmarks/show_maps.py --out docs/methods/student-teacher.jpg [--preset line] [--steps 600]
 """
 
 from __future__ import annotations

@@ -212,7 +212,7 @@ bf16 autocast would take 0.066 s instead of 0.116 s a step (one thread, AVX-512 
 on what the CPU supports; everything here is float32.
 """
 
-DUO = replace(LINE, preset="duo", teachers=("line", "line-65"), students=0, score="t", metric="placed", center="median")
+DUO = replace(LINE, preset="duo", teachers=("line", "half-65"), students=0, score="t", metric="placed", center="median")
 """The recommended preset: two receptive fields, the teachers' own answers measured against good parts, no students.
 
 Chosen by defects planted into held-out good images, never by test images; docs/benchmarks.md has the table.  p = 65

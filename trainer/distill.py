@@ -44,7 +44,7 @@ from trainer.distill_losses import (
     varied_exposure,
 )
 from trainer.fdfe import densify
-from trainer.patch_nets import InputNormalization, PatchNet, PatchNetSpec, build_patch_net
+from trainer.patch_nets import PROFILES, InputNormalization, PatchNet, PatchNetSpec, build_patch_net
 from trainer.photographs import Photographs, hold_out
 from trainer.target_cache import Anew, Batches, Prepared, Supply, prepare, target_statistics
 from trainer.targets import make_target, patch_grid
@@ -388,5 +388,8 @@ def _teacher_path(name_or_path: str | Path) -> Path:
     shipped = assets / f"{name_or_path}.safetensors"
     if not shipped.is_file():
         names = ", ".join(sorted(path.stem for path in assets.glob("*.safetensors"))) or "none"
-        raise TrainingError(f"no teacher named {str(name_or_path)!r}; shipped: {names}; or give a .safetensors file")
+        how = f"`kizu distill --profile {name_or_path}` makes it" if name_or_path in PROFILES else "check the name"
+        raise TrainingError(
+            f"no teacher named {str(name_or_path)!r}; shipped: {names}; {how}, or give a .safetensors file"
+        )
     return shipped
