@@ -7,6 +7,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, Self
 
@@ -66,7 +67,7 @@ class OpenVinoEngine:
         where = f"bundle {bundle.path}"
         manifest = bundle.manifest
         try:
-            core = ov.Core()
+            core = _core()
             model = core.read_model(bundle.model)
             inputs = {port.any_name: _port(port) for port in model.inputs}
             outputs = {port.any_name: _port(port) for port in model.outputs}
@@ -204,6 +205,17 @@ class OpenVinoEngine:
             else:
                 still_running.append(flight)
         self._overdue = still_running
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    """OpenVINO's core, one for the process and never freed.
+
+    On CPUs with AMX the plugin replaces the signal stack of the thread that makes the first core and frees it on the
+    one that drops the last, the daemon's inference thread. The main thread's next signal then ended in a segmentation
+    fault (2026.4; `tests/edge/engines/test_openvino_signals.py`).
+    """
+    return ov.Core()
 
 
 def cpu_options(streams: int, cores: int) -> dict[str, Any]:
