@@ -50,7 +50,7 @@ demo-train: setup  ## train the shipped demo bundle again, from the shipped phot
 	$(KIZU) train student-teacher --preset line --data edge/demo/photos --out build/demo-bundle
 
 bench: setup  ## every benchmark that needs no data beside the checkout, as JSON lines
-	@for name in engine segmentation throughput overhead startup memory fdfe refine; do .venv/bin/python benchmarks/$$name.py || exit 1; done
+	@for name in engine segmentation throughput overhead startup memory fdfe; do .venv/bin/python benchmarks/$$name.py || exit 1; done
 
 clean:  ## remove .venv and build
 	rm -rf .venv build
