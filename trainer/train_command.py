@@ -89,13 +89,13 @@ def train(
     chosen_refine = None if refine is None else RefineRequest.parse(refine)
     _require_clear_start(checkpoint_path(out), resume)
     _use_threads(threads)
+    teachers = [load_teacher(name) for name in config.teachers]  # before the images: a missing one is told at once
 
     found = load_training_set(
         data, size_px=config.size_px, aspect=chosen_aspect, skip_bad=skip_bad_images, fit=chosen_fit
     )
     split = split_by_part(found.names, found.file_sha256, share=holdout, seed=seed, part_regex=part_regex)
     _print_data(found, split)
-    teachers = [load_teacher(name) for name in config.teachers]
     learner = METHODS[method](config, teachers, seed=seed, device=device)
     job = _Job(learner, found, split, config, seed, chosen_aspect, chosen_fit, out, chosen_refine)
     _require_joinable(job)
