@@ -1,7 +1,8 @@
 """How well do bundles tell defects from good parts on the shared test images, beside PaDiM on the same images?
 
 `--bundles DIR` holds one bundle a set, DIR/SET; with `--train` those that are missing are trained there first
-(`kizu train student-teacher`, the preset given, and the set's own options below, chosen without a look at test images).
+(`kizu train student-teacher`, the preset given, and the set's own options below; docs/benchmarks.md says which of them
+were chosen when test figures were known).
 Sets and bundles that are absent are skipped and named. Prints one JSON object: per set each figure with its 95 %
 bootstrap interval, PaDiM's, and the difference; per defect kind our own; the means over all sets that were judged, and
 what an image costs on this machine. `--untrained` is the control: the preset with teachers that never learned anything.
