@@ -216,9 +216,10 @@ DUO = replace(LINE, preset="duo", teachers=("line", "line-65"), students=0, scor
 """The recommended preset: two receptive fields, the teachers' own answers measured against good parts, no students.
 
 Chosen with the help of defects planted into held-out good images (benchmarks/options.py); how far test figures were
-known by then is said in docs/benchmarks.md, which has both tables.  p = 65 sees what a solar cell or a magnet's rim is as a whole.  How much of the metric is common to
-all places is chosen for every product by the likelihood of its held-out good images.  Nothing is trained, so a product
-is learned in seconds.  Where parts are not aligned and no two look alike (deeppcb), ``line`` is by far the better one.
+known by then is said in docs/benchmarks.md, which has both tables.  p = 65 sees what a solar cell or a magnet's rim is
+as a whole.  How much of the metric is common to all places is chosen for every product by the likelihood of its
+held-out good images.  Nothing is trained, so a product is learned in seconds.  Where parts are not aligned and no two
+look alike (deeppcb), ``line`` is by far the better one.
 
 A teacher of half the width (``half-65``, distilled a third as long) was no better beyond the noise of the planted
 defects, 0.791 against 0.775, and costs twice as much.
