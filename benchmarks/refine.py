@@ -20,7 +20,6 @@ import json
 import os
 import re
 import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -34,19 +33,15 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from calib.collect import collect  # noqa: E402
-from calib.threshold import parse_rate, required_parts  # noqa: E402
-from edge.bundle import InputSpec, ModelBundle, cells_between, open_bundle  # noqa: E402
-from edge.demo.line import BUNDLE, PHOTOS  # noqa: E402
-from edge.engines.refine import RefineEngine  # noqa: E402
-from edge.engines.registry import open_engine  # noqa: E402
-from edge.images import IMAGE_SUFFIXES, encode_png, read_image  # noqa: E402
-from edge.protocols import Engine  # noqa: E402
-from edge.stages.tile import smallest_side_px, tiling_of  # noqa: E402
+from calib.collect import collect
+from calib.threshold import parse_rate, required_parts
+from edge.bundle import InputSpec, ModelBundle, cells_between, open_bundle
+from edge.demo.line import BUNDLE, PHOTOS
+from edge.engines.refine import RefineEngine
+from edge.engines.registry import open_engine
+from edge.images import IMAGE_SUFFIXES, encode_png, read_image
+from edge.protocols import Engine
+from edge.stages.tile import smallest_side_px, tiling_of
 
 SIDE_PX = 256
 Image = NDArray[np.uint8]
