@@ -42,12 +42,20 @@ class EngineConfig(_Section, frozen=True):
 
 
 class CameraConfig(_Section, frozen=True):
-    """[[cameras]]: an admitted camera; `roi_xywh` is the inspected part of its frame, in pixels, None for all."""
+    """[[cameras]]: an admitted camera; `roi_xywh` is the inspected part of its frame, in pixels, None for all.
+
+    `policy` `every` looks at each frame and lets the camera wait, `latest` gives a waiting frame up for a newer one.
+    A frame without a verdict `deadline_ms` after its reception is INCONCLUSIVE(late); with `clock` `synchronized` the
+    time runs from the camera's own time of exposure.
+    """
 
     name: Name
     roi_xywh: tuple[_Pixels, _Pixels, Annotated[int, Meta(ge=1, le=65_535)], Annotated[int, Meta(ge=1, le=65_535)]] | (
         None
     ) = None
+    policy: Literal["every", "latest"] = "every"
+    deadline_ms: Annotated[float, Meta(gt=0, le=600_000)] | None = None
+    clock: Literal["free", "synchronized"] = "free"
 
 
 class MetricsConfig(_Section, frozen=True):
@@ -87,7 +95,8 @@ class EdgeConfig(_Section, frozen=True):
     """One line: its name, its bundle, its cameras and its addresses.
 
     `window` is how many frames each camera may have without a verdict. `plain_off_host` admits addresses outside this
-    host, without encryption. `bundle` and `log.path` are absolute after `load_config`.
+    host, without encryption. `control_address` is where `kizu swap` asks; None is
+    beside the event log. `bundle` and `log.path` are absolute after `load_config`.
     """
 
     line: Name
@@ -97,6 +106,7 @@ class EdgeConfig(_Section, frozen=True):
     cameras: Annotated[tuple[CameraConfig, ...], Meta(min_length=1, max_length=64)]
     log: LogConfig
     window: Annotated[int, Meta(ge=1, le=256)] = 8
+    control_address: _Text | None = None
     plain_off_host: bool = False
     engine: EngineConfig = EngineConfig()
     metrics: MetricsConfig = MetricsConfig()

@@ -23,7 +23,8 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from edge.bundle import GoldenCheck, ModelBundle, check_golden, open_bundle
 from edge.clock import SystemClock
-from edge.config import EdgeConfig
+from edge.config import EdgeConfig, load_config
+from edge.docket import terms_of
 from edge.errors import BundleError, ConfigError, KizuError
 from edge.health import Notifier, State, state_of
 from edge.inference import Stages
@@ -36,6 +37,7 @@ from edge.stages.decide import Decide
 from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
 from edge.stages.tile import Tiling, tiling_of
+from edge.swap import Model, SwapDesk
 
 STOP_TIMEOUT_S: Final = 20.0
 _TICK_S: Final = 0.2
@@ -60,15 +62,21 @@ class Ready:
 
 @dataclass(slots=True)
 class StopRequest:
-    """Set by a signal or another thread: the daemon ends in order."""
+    """Set by a signal or another thread: the daemon ends in order, or looks again which bundle it is to run."""
 
     event: threading.Event = field(default_factory=threading.Event)
     signal: str | None = None
+    reload: Callable[[], None] = lambda: None
+    """What SIGHUP asks for; the daemon puts its own here once it can."""
 
     def set(self, number: int = 0, frame: FrameType | None = None) -> None:
         """Ask for the end; usable as a signal handler."""
         self.signal = signal.Signals(number).name if number else None
         self.event.set()
+
+    def hang_up(self, number: int = 0, frame: FrameType | None = None) -> None:
+        """Ask for the bundle that the configuration names now; usable as a signal handler."""
+        self.reload()
 
 
 def check(config: EdgeConfig, where: Path) -> dict[str, str | int | float | bool | None]:
@@ -158,10 +166,7 @@ def serve(
             golden = check_engine(config, bundle, engine)
             engine.warmup()
         metrics.set_engine(engine.spec.name, engine.spec.version, engine.spec.device)
-        manifest = bundle.manifest
-        metrics.set_model(
-            bundle.model_id, manifest.name, manifest.method, manifest.preset, stages.decide.calibration.certified
-        )
+        metrics.set_model(bundle.model_id, bundle.manifest, stages.decide.calibration.certified)
         with _named(where, "frames_address"):
             source = ZeroMqSource(
                 config.frames_address,
@@ -190,8 +195,23 @@ def serve(
             max_batch=config.batching.max_batch,
             max_wait_ms=config.batching.max_wait_ms,
             warn=warn,
+            terms={camera.name: terms_of(camera) for camera in config.cameras},
         )
         pipeline.start()
+        with _named(where, "control_address"):
+            desk = SwapDesk(
+                config.control_address or default_control_address(config),
+                pipeline=pipeline,
+                load=lambda path: _load_model(msgspec.structs.replace(config, bundle=path), where, metrics),
+                configured=lambda: load_config(where).bundle,
+                promoted=lambda model: metrics.set_model(model.model_id, model.manifest, model.certified),
+                cameras=tuple(names),
+                max_batch=config.batching.max_batch,
+                clock=clock,
+                tell=lambda text, fields: log.info(text, **fields),
+            )
+        opened.callback(desk.close)
+        stop.reload = desk.reload
         ready = Ready(
             line=config.line,
             frames_address=source.address,
@@ -211,6 +231,7 @@ def serve(
         finally:
             notifier.stopping()
             metrics.set_state("stopping")
+            desk.close()
             pipeline.stop(STOP_TIMEOUT_S)
             log.info("stopped", signal=stop.signal, verdicts=metrics.frames.judged, failure=pipeline.failure)
         if pipeline.failure is not None:
@@ -250,8 +271,9 @@ def _watch(
 
 @contextmanager
 def stopping_on_signals(stop: StopRequest) -> Iterator[None]:
-    """SIGTERM and SIGINT set `stop` instead of ending the process; only in the main thread."""
-    before = {number: signal.signal(number, stop.set) for number in (signal.SIGTERM, signal.SIGINT)}
+    """SIGTERM and SIGINT set `stop` instead of ending the process, SIGHUP asks for a swap; only in the main thread."""
+    handlers = {signal.SIGTERM: stop.set, signal.SIGINT: stop.set, signal.SIGHUP: stop.hang_up}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
@@ -327,15 +349,25 @@ def _tiling(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Tiling | No
     return tiling
 
 
+def default_control_address(config: EdgeConfig) -> str:
+    """Where `kizu swap` finds the daemon if the configuration does not say: beside the event log."""
+    return f"ipc://{config.log.path}.control"
+
+
 def check_addresses(config: EdgeConfig, where: Path) -> None:
     """Refuse addresses that could never be bound, without binding them.
 
     Raises:
         ConfigError: names file and key.
     """
-    for key in ("frames_address", "events_address"):
+    control = config.control_address or default_control_address(config)
+    for key, address, off_host in (
+        ("frames_address", config.frames_address, config.plain_off_host),
+        ("events_address", config.events_address, config.plain_off_host),
+        ("control_address", control, False),
+    ):
         with _named(where, key):
-            check_address(getattr(config, key), config.plain_off_host)
+            check_address(address, off_host)
     if config.frames_address == config.events_address and not config.frames_address.endswith(":*"):
         raise ConfigError(
             f"{where}: events_address: {config.events_address!r} is the frames_address as well; give it its own port"
@@ -381,6 +413,30 @@ def open_warm_engine(
     if warm:
         engine.warmup()
     return engine
+
+
+def _load_model(config: EdgeConfig, where: Path, metrics: Metrics) -> Model:
+    """A bundle verified, checked and warmed beside the one that runs.
+
+    Raises:
+        ConfigError, BundleError, EngineError, ParityError: it cannot run here, and why.
+    """
+    bundle = _open_bundle(config, where)
+    stages = make_stages(config, bundle, where)
+    engine = open_warm_engine(config, bundle, where, on_tiles=metrics.count_tiles)
+    with ExitStack() as refused:
+        refused.push(engine.__exit__)
+        check_engine(config, bundle, engine)
+        engine.warmup()
+        refused.pop_all()
+    return Model(
+        bundle.model_id,
+        bundle.manifest,
+        stages.decide.calibration.certified,
+        engine,
+        lambda: open_warm_engine(config, bundle, where, warm=True, on_tiles=metrics.count_tiles),
+        stages,
+    )
 
 
 def check_engine(config: EdgeConfig, bundle: ModelBundle, engine: Engine) -> GoldenCheck | None:

@@ -5,11 +5,12 @@ Owns the engine while the line runs. Threads, the log and the order of stopping 
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from queue import Empty, SimpleQueue
-from typing import Final
+from dataclasses import dataclass, field
+from queue import Empty
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +20,18 @@ from edge.errors import EngineError, ImageRefused, KizuError
 from edge.metrics import Metrics
 from edge.protocols import Clock, Engine, Ticket
 from edge.stages.decide import Decide
-from edge.stages.infer import Batch, MicroBatcher
+from edge.stages.infer import Batch, MicroBatcher, to_map
 from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
 from edge.stages.tile import Stitch, TileInput, Tiling
-from edge.types import Frame, ModelInput, Reason, Unreadable
+from edge.types import Frame, ModelInput, Reason, Unreadable, Verdict
 
 FrameKey = tuple[str, int, int]
 
 ENGINE_TIMEOUT_S: Final = 10.0
 FAILURES_BEFORE_REOPEN: Final = 3
+MAX_DETAIL: Final = 500
+"""Characters of a verdict's detail: a backend's message may be pages long, but the event must stay a message."""
 _IDLE_TIMEOUT_S: Final = 0.25
 
 
@@ -56,9 +59,10 @@ class Stages:
 class Scored:
     """One collected batch, or one frame put together from its tiles: each frame with its model input, map and score.
 
-    `geometry` is that of these maps.
+    `geometry` is that of these maps, `stages` those of the model that gave them.
     """
 
+    stages: Stages
     frames: tuple[Frame, ...]
     inputs: tuple[ModelInput, ...]
     maps: NDArray[np.float32]
@@ -73,6 +77,44 @@ class Unjudged:
     frame: Frame | Unreadable
     reason: Reason
     detail: str
+
+
+def judged(
+    stages: Stages,
+    frame: Frame,
+    model_input: ModelInput,
+    scores: NDArray[np.float32],
+    score: float,
+    geometry: MapGeometry,
+) -> Verdict:
+    """The verdict that follows from the graph's answer; INCONCLUSIVE(engine) where that cannot be trusted."""
+    try:
+        anomaly_map = to_map(model_input, scores, score, geometry)
+    except EngineError as error:
+        return stages.decide.inconclusive(frame, Reason.ENGINE, str(error)[:MAX_DETAIL])
+    height, width = frame.image.shape[:2]
+    return stages.decide.verdict(frame, anomaly_map, stages.segment(anomaly_map, (height, width)))
+
+
+@dataclass(slots=True, eq=False)
+class Replacement:
+    """Another model for the same line: its warm `engine`, how to open that again, its stages.
+
+    `done` is set when it judges (`accepted`) or never will; the engine is the runner's to close in either case.
+    """
+
+    engine: Engine
+    open_engine: Callable[[], Engine]
+    stages: Stages
+    accepted: bool = False
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+class FrameQueue(Protocol):
+    """Frames in the order in which they are to be looked at; None after the last. `Empty` when none is there."""
+
+    def get(self, *, timeout: float) -> Frame | None: ...
+    def get_nowait(self) -> Frame | None: ...
 
 
 class EngineRunner:
@@ -98,6 +140,8 @@ class EngineRunner:
         """Whether the engine is given up; read by other threads."""
         self.moved_ns = 0
         """When a batch of tiles was last collected: a large frame takes long but moves; read by other threads."""
+        self.calling_ns = 0
+        """When the engine call that has not returned began, 0 between calls; read by other threads."""
         self._engine = engine
         self._open_engine = open_engine
         self._stages = stages
@@ -106,16 +150,21 @@ class EngineRunner:
         self._hand_over = hand_over
         self._warn = warn
         self._depth = engine.spec.depth
-        self._batcher = MicroBatcher(stages.input, max_batch=max_batch, wait_ns=wait_ns, depth=self._depth, clock=clock)
+        self._max_batch, self._wait_ns = max_batch, wait_ns
+        self._batcher = self._new_batcher()
+        self._next: Replacement | None = None
+        self._exchanging = threading.Lock()
+        self._ended = False
         self._frames: dict[FrameKey, Frame] = {}
         # In place of the above where frames are tiled; no key, for a frame given up may come again under its name.
         self._stitching: dict[Stitch, Frame] = {}
         self._tiles: Iterator[TileInput] = iter(())  # what is left of the frame that was taken last
+        self._cutting = False  # whether that may hold some yet
         self._out: deque[tuple[Ticket, Batch, int]] = deque()
         self._failures = 0
         self._reopened = False
 
-    def run(self, frames: SimpleQueue[Frame | None]) -> None:
+    def run(self, frames: FrameQueue) -> None:
         """Work until None comes, then finish everything that was begun."""
         closed: Batch | None = None  # a batch that waits for the engine to have room
         more = True
@@ -124,6 +173,8 @@ class EngineRunner:
                 if closed is not None and len(self._out) < self._depth:
                     self._submit(closed)
                     closed = None
+                elif closed is None and self._next is not None and not self._cutting and not len(self._batcher):
+                    self._collect() if self._out else self._exchange()
                 elif closed is None and more:
                     closed, more = self._gather(frames)
                 elif closed is None and len(self._batcher):
@@ -132,13 +183,56 @@ class EngineRunner:
                     self._collect()
         finally:
             self._engine.__exit__(None, None, None)
+            self._ended = True
+            self.withdraw()
 
-    def _gather(self, frames: SimpleQueue[Frame | None]) -> tuple[Batch | None, bool]:
+    def replace(self, replacement: Replacement) -> None:
+        """Judge by another model from the next frame boundary on; from any thread.
+
+        Frames taken before are finished by the present one. `replacement.engine` is the runner's to close from here on.
+        """
+        with self._exchanging:
+            self._next = replacement
+        if self._ended:
+            self.withdraw()
+
+    def withdraw(self) -> None:
+        """Forget a replacement that did not take place yet; from any thread."""
+        with self._exchanging:
+            given, self._next = self._next, None
+        if given is not None:
+            given.engine.__exit__(None, None, None)
+            given.done.set()
+
+    def _exchange(self) -> None:
+        """Nothing is in the engine or on its way there: the one moment at which no frame sees two models."""
+        with self._exchanging:
+            given, self._next = self._next, None
+        if given is None:
+            return
+        if not self.lost:  # one that was given up is closed already
+            self._engine.__exit__(None, None, None)
+        self._engine, self._open_engine, self._stages = given.engine, given.open_engine, given.stages
+        self._depth = given.engine.spec.depth
+        self._batcher = self._new_batcher()
+        self._failures, self._reopened, self.lost = 0, False, False
+        given.accepted = True
+        given.done.set()
+
+    def _new_batcher(self) -> MicroBatcher:
+        return MicroBatcher(
+            self._stages.input, max_batch=self._max_batch, wait_ns=self._wait_ns, depth=self._depth, clock=self._clock
+        )
+
+    def _gather(self, frames: FrameQueue) -> tuple[Batch | None, bool]:
         """Take frames until a batch is full or due; collect one instead where that is what there is to do."""
         while True:
             for tile in self._tiles:
                 if batch := self._batcher.add(tile):
                     return batch, True
+            self._cutting = False
+            if self._next is not None:
+                return self._batcher.flush(), True
             wait_s = self._patience_s()
             try:
                 frame = frames.get(timeout=wait_s) if wait_s > 0 else frames.get_nowait()
@@ -179,7 +273,7 @@ class EngineRunner:
         else:
             stitch = self._stages.tiling.begin(model_input)
             self._stitching[stitch] = frame
-            self._tiles = self._awaited(stitch)
+            self._tiles, self._cutting = self._awaited(stitch), True
         self._metrics.observe("preprocess", self._clock.monotonic_ns() - started_ns)
         return batch
 
@@ -195,20 +289,26 @@ class EngineRunner:
             self._drop(batch, "the engine failed and is not used any more; restart the daemon")
             return
         started_ns = self._clock.monotonic_ns()
+        self.calling_ns = started_ns
         try:
             ticket = self._engine.submit(batch.pixels)
         except EngineError as error:
             self._fail(batch, str(error))
             return
+        finally:
+            self.calling_ns = 0
         self._out.append((ticket, batch, started_ns))
 
     def _collect(self) -> None:
         ticket, batch, started_ns = self._out.popleft()
+        self.calling_ns = self._clock.monotonic_ns()
         try:
             answered, maps, scores = self._engine.collect(ENGINE_TIMEOUT_S)
         except EngineError as error:
             self._fail(batch, str(error))
             return
+        finally:
+            self.calling_ns = 0
         if answered != ticket:
             # Its maps belong to other frames; nothing that it says can be trusted.
             self._fail(batch, f"the engine answered ticket {answered} instead of {ticket}")
@@ -221,7 +321,7 @@ class EngineRunner:
             return
         frames = self._take(batch)
         self._batcher.release(batch)
-        self._hand_over(Scored(frames, batch.inputs, maps, scores, self._stages.geometry))
+        self._hand_over(Scored(self._stages, frames, batch.inputs, maps, scores, self._stages.geometry))
 
     def _stitch(self, batch: Batch, maps: NDArray[np.float32]) -> None:
         """Put the tiles of a batch into their frames' maps; what was given up meanwhile is passed over."""
@@ -238,7 +338,8 @@ class EngineRunner:
                 continue
             if complete:
                 frame, score = self._stitching.pop(stitch), np.array([stitch.score], np.float32)
-                self._hand_over(Scored((frame,), (stitch.region,), stitch.scores[None], score, stitch.plan.geometry))
+                geometry = stitch.plan.geometry
+                self._hand_over(Scored(self._stages, (frame,), (stitch.region,), stitch.scores[None], score, geometry))
 
     def _fail(self, batch: Batch, why: str) -> None:
         self._metrics.engine_failures.inc()

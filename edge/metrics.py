@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from edge.bundle import Manifest
 from edge.errors import ConfigError
 from edge.events import DefectEvent
 from edge.protocols import Clock
@@ -184,10 +185,17 @@ class Metrics:
         self._crashes = Counter(
             "kizu_thread_crashes", "Threads that ended by an unforeseen error.", ["thread"], registry=registry
         )
+        self._discarded = Counter(
+            "kizu_results_discarded",
+            "Engine results that came after their frame was late or displaced; the verdict stood.",
+            ["camera"],
+            registry=registry,
+        )
         self._refusals = {reason: self._refused.labels(reason) for reason in REFUSALS}
         self._stages = {stage: self._stage.labels(stage) for stage in STAGES}
         for camera in cameras:
             self._duplicates.labels(camera)
+            self._discarded.labels(camera)
         for queue in QUEUES:
             self._depth.labels(queue)
         self.set_state("starting")
@@ -199,6 +207,10 @@ class Metrics:
     def duplicate(self, camera: str) -> None:
         """Count a frame that came again."""
         self._duplicates.labels(camera).inc()
+
+    def discard(self, camera: str) -> None:
+        """Count a result that came after its frame's verdict."""
+        self._discarded.labels(camera).inc()
 
     def observe(self, stage: str, elapsed_ns: int) -> None:
         """Note how long one of STAGES took."""
@@ -226,9 +238,11 @@ class Metrics:
         """Say what runs the graph."""
         self._engine.labels(backend, version, device).set(1)
 
-    def set_model(self, model_id: str, name: str, method: str, preset: str, certified: bool) -> None:
-        """Say which bundle runs."""
-        self._model.labels(model_id, name, method, preset, str(certified).lower()).set(1)
+    def set_model(self, model_id: str, manifest: Manifest, certified: bool) -> None:
+        """Say which bundle runs; the one before is no longer shown."""
+        self._model.clear()
+        labels = (model_id, manifest.name, manifest.method, manifest.preset, str(certified).lower())
+        self._model.labels(*labels).set(1)
 
 
 class MetricsServer:

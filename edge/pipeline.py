@@ -5,8 +5,9 @@
 Owns threads, hand-over and what happens when something fails; stages, engine, log and publisher are given.
 
 One bound holds everywhere: at most `capacity` frames are between reception and durable verdict. At the bound the source
-is not read, cameras run out of credits and wait; nothing is dropped here, so no queue between threads needs a policy of
-its own. Every frame that entered gets a verdict, also those in flight when the line is told to stop.
+is not read, cameras run out of credits and wait, so no queue between threads needs a policy of its own. What a camera's
+policy and deadline give up is said by `docket` and answered here at once, INCONCLUSIVE(dropped) or INCONCLUSIVE(late).
+Every frame that entered gets one verdict, also those in flight when the line is told to stop.
 """
 
 from __future__ import annotations
@@ -15,27 +16,26 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from queue import SimpleQueue
+from types import MappingProxyType
 from typing import Final, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge import images, wire
-from edge.bundle import MapGeometry
-from edge.errors import EndOfStream, EngineError, KizuError, SinkError, SourceTimeout
+from edge.docket import Docket, Terms
+from edge.errors import EndOfStream, KizuError, SinkError, SourceTimeout
 from edge.events import DefectEvent, event_of
 from edge.health import Progress
-from edge.inference import EngineRunner, Scored, Stages, Unjudged
+from edge.inference import MAX_DETAIL, EngineRunner, Replacement, Scored, Stages, Unjudged, judged
 from edge.metrics import Metrics
 from edge.protocols import Clock, Engine
-from edge.stages.infer import to_map
-from edge.types import DefectRegion, Frame, ModelInput, Reason, Unreadable, Verdict
+from edge.types import DefectRegion, Frame, Reason, Unreadable, Verdict
 
 FrameKey = tuple[str, int, int]
 
 _READ_TIMEOUT_S: Final = 0.25
 _ROOM_TIMEOUT_S: Final = 0.05
-_MAX_DETAIL: Final = 500
+_DEADLINE_TIMEOUT_S: Final = 0.1
 
 
 class LineSource(Protocol):
@@ -62,11 +62,17 @@ class EventPublisher(Protocol):
     def publish(self, event: DefectEvent, mask_png: bytes | None = None) -> None: ...
 
 
+def ignore(frame: Frame, verdict: Verdict) -> None:
+    """Nobody looks on."""
+
+
 class Pipeline:
     """Runs from `start` until `stop`, the source's end or a failure; then `failure` says what, None if nothing failed.
 
     `open_engine` makes a fresh, warm engine after the given one failed `FAILURES_BEFORE_REOPEN` batches in a row; when
-    that does not help, frames are answered INCONCLUSIVE(engine) until the daemon is restarted.
+    that does not help, frames are answered INCONCLUSIVE(engine) until the daemon is restarted. `terms` are the policies
+    and deadlines by camera. `on_judged` sees every frame that was scored, with its verdict, in the verdict thread; it
+    must be quick and must not raise.
     """
 
     def __init__(
@@ -84,7 +90,9 @@ class Pipeline:
         max_batch: int,
         max_wait_ms: float,
         warn: Callable[[str, Mapping[str, object]], None],
+        terms: Mapping[str, Terms] = MappingProxyType({}),
     ) -> None:
+        self.on_judged: Callable[[Frame, Verdict], None] = ignore
         self._source = source
         self._stages = stages
         self._log = log
@@ -97,12 +105,13 @@ class Pipeline:
         self._runner = EngineRunner(
             engine, open_engine, stages, metrics, clock, max_batch, round(max_wait_ms * 1e6), self._hand_over, warn
         )
-        # SimpleQueue has no bound of its own: admission at `capacity` is the bound of both.
-        self._to_inference: SimpleQueue[Frame | None] = SimpleQueue()
+        # Neither has a bound of its own: admission at `capacity` is the bound of both.
+        self._docket = Docket(terms, clock)
         self._to_verdict: SimpleQueue[Scored | Unjudged | None] = SimpleQueue()
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._last_call = threading.Event()
+        self._all_answered = threading.Event()
         self._room = threading.Condition()
         self._failure: str | None = None
         self._source_ns = clock.monotonic_ns()
@@ -112,6 +121,7 @@ class Pipeline:
                 ("source", self._run_source),
                 ("inference", self._run_inference),
                 ("verdict", self._run_verdict),
+                *((("deadlines", self._run_deadlines),) if self._docket.has_deadlines else ()),
             )
         }
         metrics.queue_capacity.set(capacity)
@@ -128,8 +138,11 @@ class Pipeline:
 
     def progress(self) -> Progress:
         """A reading for `health.state_of`."""
-        moved_ns = max(self._account.progress_ns, self._runner.moved_ns)
-        return Progress(self._account.in_flight, moved_ns, self._source_ns, self._runner.lost)
+        moved_ns, in_flight = max(self._account.progress_ns, self._runner.moved_ns), self._account.in_flight
+        if calling_ns := self._runner.calling_ns:
+            # Deadlines answer for an engine that hangs; that is no progress of the engine's.
+            moved_ns, in_flight = min(moved_ns, calling_ns), max(1, in_flight)
+        return Progress(in_flight, moved_ns, self._source_ns, self._runner.lost)
 
     def start(self) -> None:
         """Start all threads."""
@@ -138,8 +151,22 @@ class Pipeline:
 
     def sample_queues(self) -> None:
         """Put the depths of all hand-overs into the metrics; call it now and then."""
-        self._metrics.set_depth("inference", self._to_inference.qsize())
+        self._metrics.set_depth("inference", self._docket.qsize())
         self._metrics.set_depth("verdict", self._to_verdict.qsize())
+
+    def replace(self, engine: Engine, open_engine: Callable[[], Engine], stages: Stages, timeout_s: float) -> bool:
+        """Judge by another model from the next frame boundary on; False if that did not come within `timeout_s`.
+
+        Frames taken up before are finished by the present model; none is lost and none sees both. `engine`, which must
+        be warm, is the line's to close from here on.
+        """
+        replacement = Replacement(engine, open_engine, stages)
+        self._runner.replace(replacement)
+        if not replacement.done.wait(timeout_s):
+            self._runner.withdraw()
+        if replacement.accepted:
+            self._stages = stages
+        return replacement.accepted
 
     def fail(self, why: str) -> None:
         """Stop the line as failed; from any thread. The first reason stays."""
@@ -158,6 +185,9 @@ class Pipeline:
         self._ended.set()
         for name in ("inference", "verdict"):
             self._join(name, deadline_ns)
+        self._all_answered.set()
+        if "deadlines" in self._threads:
+            self._join("deadlines", deadline_ns)
         try:
             self._log.flush(self._left_s(deadline_ns))
         except SinkError as error:
@@ -202,7 +232,7 @@ class Pipeline:
             finally:
                 # Whatever ended the reading, those behind finish what they were given.
                 self._ended.set()
-                self._to_inference.put(None)
+                self._docket.close()
             while not self._last_call.wait(_ROOM_TIMEOUT_S):
                 self._beat()
                 self._source.service()
@@ -224,9 +254,10 @@ class Pipeline:
             if not self._account.receive(frame.id.key):
                 self._metrics.duplicate(frame.id.camera)
             elif isinstance(frame, Frame):
-                self._to_inference.put(frame)
+                if older := self._docket.enter(frame):
+                    self._answer(older, Reason.DROPPED, "a newer frame of its camera came before it was looked at")
             else:
-                self._hand_over(Unjudged(frame, Reason.UNREADABLE, f"{frame.reason}: {frame.detail}"))
+                self._answer(frame, Reason.UNREADABLE, f"{frame.reason}: {frame.detail}")
 
     def _wait_for_room(self) -> None:
         self._source.service()
@@ -240,7 +271,7 @@ class Pipeline:
 
     def _run_inference(self) -> None:
         try:
-            self._runner.run(self._to_inference)
+            self._runner.run(self._docket)
         finally:
             self._to_verdict.put(None)
 
@@ -252,26 +283,36 @@ class Pipeline:
     def _run_verdict(self) -> None:
         while (item := self._to_verdict.get()) is not None:
             if isinstance(item, Unjudged):
-                # A backend's message may be pages long; the event must stay a message.
-                detail = item.detail[:_MAX_DETAIL]
-                self._conclude(self._stages.decide.inconclusive(item.frame, item.reason, detail))
+                if self._settles(item.frame):
+                    self._answer(item.frame, item.reason, item.detail)
                 continue
             for frame, model_input, scores, score in zip(item.frames, item.inputs, item.maps, item.scores, strict=True):
-                self._conclude(self._judge(frame, model_input, scores, float(score), item.geometry))
+                if not self._docket.is_open(frame.id.key):  # before the work of segmentation
+                    self._metrics.discard(frame.id.camera)
+                    continue
+                started_ns = self._clock.monotonic_ns()
+                verdict = judged(item.stages, frame, model_input, scores, float(score), item.geometry)
+                self._metrics.observe("segment", self._clock.monotonic_ns() - started_ns)
+                if self._settles(frame):
+                    self._conclude(verdict)
+                    self.on_judged(frame, verdict)
 
-    def _judge(
-        self, frame: Frame, model_input: ModelInput, scores: NDArray[np.float32], score: float, geometry: MapGeometry
-    ) -> Verdict:
-        started_ns = self._clock.monotonic_ns()
-        try:
-            anomaly_map = to_map(model_input, scores, score, geometry)
-        except EngineError as error:
-            return self._stages.decide.inconclusive(frame, Reason.ENGINE, str(error)[:_MAX_DETAIL])
-        height, width = frame.image.shape[:2]
-        regions = self._stages.segment(anomaly_map, (height, width))
-        verdict = self._stages.decide.verdict(frame, anomaly_map, regions)
-        self._metrics.observe("segment", self._clock.monotonic_ns() - started_ns)
-        return verdict
+    def _settles(self, frame: Frame | Unreadable) -> bool:
+        """Whether this result is the frame's verdict; if its deadline or a newer frame was first, count it instead."""
+        if self._docket.settle(frame.id.key):
+            return True
+        self._metrics.discard(frame.id.camera)
+        return False
+
+    def _run_deadlines(self) -> None:
+        while not self._all_answered.is_set():
+            self._docket.wait_for_due(_DEADLINE_TIMEOUT_S)
+            for frame in self._docket.overdue():
+                waited_ms = (self._clock.monotonic_ns() - frame.received_ns) / 1e6
+                self._answer(frame, Reason.LATE, f"no verdict {waited_ms:.1f} ms after reception")
+
+    def _answer(self, frame: Frame | Unreadable, reason: Reason, detail: str) -> None:
+        self._conclude(self._stages.decide.inconclusive(frame, reason, detail[:MAX_DETAIL]))
 
     def _conclude(self, verdict: Verdict) -> None:
         decided_ns = self._clock.monotonic_ns()

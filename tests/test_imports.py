@@ -27,7 +27,9 @@ ORDER = [
     ("metrics",),
     ("sockets",),
     ("stages", "engines", "sources", "sinks"),
-    ("compile", "client", "sender", "inference", "pipeline", "health"),
+    ("compile", "client", "sender", "docket", "inference", "pipeline", "health"),
+    ("shadow",),
+    ("swap",),
     ("daemon", "console", "demo"),
     ("cli", "commands"),
 ]
@@ -37,6 +39,7 @@ SAME_RANK_ALLOWED = {
     ("payloads", "images"),
     ("demo", "daemon"),
     ("commands", "cli"),
+    ("pipeline", "docket"),
     ("pipeline", "health"),
     ("pipeline", "inference"),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tracemalloc
 from collections.abc import Callable, Collection
 from queue import SimpleQueue
@@ -15,7 +16,8 @@ from prometheus_client import CollectorRegistry
 from edge.bundle import InputSpec, MapGeometry, ScoreCalibration
 from edge.clock import SystemClock
 from edge.engines.fake import FakeEngine
-from edge.inference import EngineRunner, Scored, Stages, Unjudged
+from edge.errors import EngineError
+from edge.inference import EngineRunner, Replacement, Scored, Stages, Unjudged
 from edge.metrics import Metrics
 from edge.protocols import Engine, EngineSpec, Ticket
 from edge.stages.decide import Decide
@@ -217,3 +219,68 @@ def test_what_the_engine_said_about_a_tile_is_the_frames_detail() -> None:
     answers, _ = run([frame(0)], fake(fail_tickets={0}))
 
     assert isinstance(answers[0], Unjudged) and "as it was told to" in answers[0].detail
+
+
+class OnSubmit(FakeEngine):
+    """Calls `then` when the third batch goes in: in the middle of the first frame, the second one waiting."""
+
+    then: Callable[[], None]
+
+    def submit(self, batch: NDArray[np.uint8]) -> Ticket:
+        if self._next == 2:
+            self.then()
+        return super().submit(batch)
+
+
+def replaced_midway(exchange_at_once: bool) -> tuple[Answers, Replacement]:
+    """Two frames of 121 tiles through a runner whose model is replaced while the first one's are under way."""
+    answers: Answers = []
+    engine = fake(kind=OnSubmit)
+    assert isinstance(engine, OnSubmit)
+    runner = runner_for(engine, answers)
+    new = Replacement(fake(), fake, dataclasses.replace(runner._stages, decide=Decide(CALIBRATION, "new")))
+
+    def then() -> None:
+        runner.replace(new)
+        if exchange_at_once:
+            runner._exchange()
+
+    engine.then = then
+    queue: SimpleQueue[Frame | None] = SimpleQueue()
+    for one in [frame(0, 320, 320), frame(1, 320, 320), None]:
+        queue.put(one)
+    runner.run(queue)
+    return answers, new
+
+
+def test_a_replacement_waits_for_the_frame_that_is_under_way() -> None:
+    """All 121 tiles of the first frame by the old model, all of the second by the new one."""
+    answers, new = replaced_midway(exchange_at_once=False)
+
+    assert new.accepted and new.done.is_set()
+    assert sequences(answers, Scored) == [0, 1] and len(answers) == 2
+    assert [one.stages.decide.model_id for one in answers if isinstance(one, Scored)] == ["model", "new"]
+
+
+def test_control_an_exchange_in_the_middle_of_a_frame_is_noticed() -> None:
+    """Planted bug: what is in the old engine is asked of the new one."""
+    with pytest.raises((EngineError, ValueError)):
+        answers, _ = replaced_midway(exchange_at_once=True)
+        if sequences(answers, Scored) != [0, 1]:
+            raise EngineError("a frame was lost")
+
+
+def test_a_replacement_that_comes_after_the_end_is_closed_and_said_not_to_judge() -> None:
+    """The line stopped meanwhile: whoever asked must not wait for ever."""
+    answers: Answers = []
+    runner = runner_for(fake(), answers)
+    queue: SimpleQueue[Frame | None] = SimpleQueue()
+    queue.put(None)
+    runner.run(queue)
+    new = Replacement(fake(), fake, runner._stages)
+
+    runner.replace(new)
+
+    assert new.done.is_set() and not new.accepted
+    with pytest.raises(EngineError):
+        new.engine.submit(np.zeros((1, SIDE, SIDE, 1), np.uint8))

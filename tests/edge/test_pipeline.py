@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from edge import inference
 from edge.bundle import InputSpec, MapGeometry, ScoreCalibration
 from edge.clock import SystemClock
+from edge.docket import Docket, Terms
 from edge.engines.fake import FakeEngine
 from edge.errors import EndOfStream, EngineError, LogError, SinkError, SourceBroken, SourceTimeout
 from edge.events import DefectEvent
@@ -130,6 +131,7 @@ def make_line(tmp_path: Path) -> Iterator[MakeLine]:
         capacity: int = 64,
         publisher: Any = None,
         max_wait_ms: float = 1.0,
+        terms: Mapping[str, Terms] | None = None,
     ) -> Line:
         registry = CollectorRegistry()
         metrics = Metrics(registry, ["cam", "other"], CLOCK)
@@ -156,6 +158,7 @@ def make_line(tmp_path: Path) -> Iterator[MakeLine]:
             max_batch=4,
             max_wait_ms=max_wait_ms,
             warn=lambda text, fields: warnings.append((text, fields)),
+            terms=terms or {},
         )
         made.append(Line(pipeline, source, sink, log, registry, metrics, warnings))
         return made[-1]
@@ -430,6 +433,79 @@ def test_a_large_frame_that_takes_long_but_moves_is_not_stalled(make_line: MakeL
     line.pipeline._runner.moved_ns = before + 60_000_000_000
 
     assert line.pipeline.progress().moved_ns == before + 60_000_000_000
+
+
+SOON = {"cam": Terms(deadline_ns=20_000_000)}
+"""A deadline of 20 ms, for an engine that takes 0.4 s."""
+
+
+def test_a_frame_without_a_verdict_at_its_deadline_is_late_then_and_its_result_is_discarded(
+    make_line: MakeLine,
+) -> None:
+    """The answer comes before the engine's, the line goes on, and the engine's own answer is counted, not given."""
+    line = make_line([frame(0, 255)], engine=FakeEngine(SPEC, latency_s=0.4), terms=SOON)
+
+    line.run_until(1)
+
+    assert [(event.decision, event.reason) for event in line.events] == [("inconclusive", "late")]
+    assert 20_000_000 <= line.events[0].latency_ns < 400_000_000
+    assert line.sample("kizu_results_discarded_total") == 1
+    assert line.source.acknowledged == [("cam", 1, 0)] and line.pipeline.failure is None
+
+
+def test_control_without_settling_a_late_frame_would_be_judged_twice(
+    make_line: MakeLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted bug: every result counts as the first; the log has one row, and the duplicate gives the bug away."""
+    monkeypatch.setattr(Docket, "settle", lambda self, key: True)
+    monkeypatch.setattr(Docket, "is_open", lambda self, key: True)
+    line = make_line([frame(0, 255)], engine=FakeEngine(SPEC, latency_s=0.4), terms=SOON)
+
+    line.run_until(1)
+
+    assert line.sample("kizu_frames_duplicate_total") == 1
+    assert line.sample("kizu_results_discarded_total") == 0
+
+
+def test_a_deadline_holds_while_the_engine_hangs_and_what_waits_does_not_pile_up(make_line: MakeLine) -> None:
+    """Sixty frames at an engine that takes 0.4 s a batch: all answered in time, and few of them held."""
+    line = make_line((frame(index) for index in range(60)), engine=FakeEngine(SPEC, latency_s=0.4), terms=SOON)
+
+    line.run_until(60, timeout_s=3.0)
+
+    reasons = [event.reason for event in line.events]
+    assert len(reasons) == 60 and reasons.count("late") >= 52
+    assert max(event.latency_ns for event in line.events) < 400_000_000
+
+
+def test_an_engine_that_hangs_is_seen_though_deadlines_answer_for_it(make_line: MakeLine) -> None:
+    """Or the watchdog would be fed by a line that inspects nothing."""
+    line = make_line([frame(0)], engine=FakeEngine(SPEC, latency_s=0.5), terms=SOON)
+    line.pipeline.start()
+    while not line.events:
+        time.sleep(0.002)
+
+    hanging = line.pipeline.progress()
+    line.pipeline.stop(10.0)
+
+    assert hanging.in_flight == 1 and hanging.moved_ns < line.metrics.frames.progress_ns
+
+
+def test_with_latest_the_newest_frame_is_looked_at_and_the_displaced_ones_say_so(make_line: MakeLine) -> None:
+    """Forty frames at once: the first and the last are judged, those between got an answer and an acknowledgement."""
+    line = make_line(
+        (frame(index) for index in range(40)),
+        engine=FakeEngine(SPEC, latency_s=0.2),
+        terms={"cam": Terms(latest=True)},
+    )
+
+    line.run_until(40)
+
+    reasons = {event.frame_sequence: event.reason for event in line.events}
+    assert len(reasons) == len(line.source.acknowledged) == 40
+    assert reasons[39] == "score" and set(reasons.values()) == {"score", "dropped"}
+    received = line.sample("kizu_frames_received_total")
+    assert received == 40 == line.sample("kizu_verdicts_total")
 
 
 def test_an_idle_line_takes_a_single_frame_without_waiting_for_company(make_line: MakeLine) -> None:
