@@ -6,7 +6,9 @@ judged by `images`; headers are `wire`'s.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Literal
 
 import numpy as np
@@ -17,10 +19,12 @@ from edge.errors import ImageRefused
 
 Buffer = bytes | bytearray | memoryview
 
-# Channels that a raw encoding's payload holds per pixel.
-_RAW_CHANNELS: Final = {"mono8": 1, "rgb8": 3, "bgr8": 3}
 _BAYER: Final = ("bayer_rggb8", "bayer_bggr8", "bayer_grbg8", "bayer_gbrg8")
-ENCODINGS: Final = (*_RAW_CHANNELS, *_BAYER, "jpeg", "png")
+RAW_CHANNELS: Final[Mapping[str, int]] = MappingProxyType(
+    {"mono8": 1, "rgb8": 3, "bgr8": 3, **dict.fromkeys(_BAYER, 1)}
+)
+"""Bytes that a raw encoding's payload holds per pixel."""
+ENCODINGS: Final = (*RAW_CHANNELS, "jpeg", "png")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,7 @@ def decode_payload(encoding: str, width: int, height: int, payload: Buffer, limi
         raise ImageRefused("length", f"payload of {size} bytes: at most {limits.max_payload_bytes}")
     if encoding in ("jpeg", "png"):
         return _decode_compressed(encoding, width, height, payload, limits)
-    channels = _RAW_CHANNELS.get(encoding, 1)
+    channels = RAW_CHANNELS[encoding]
     if size != width * height * channels:
         wanted = width * height * channels
         raise ImageRefused("length", f"{encoding} {width} x {height}: expected {wanted} bytes, got {size}")

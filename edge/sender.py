@@ -7,6 +7,7 @@ Has no thread: the caller drives it through `send`, `pump` and `drain`, so it is
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Literal, Self
@@ -21,8 +22,9 @@ from edge.clock import SystemClock
 from edge.errors import SinkFull, WireError
 from edge.payloads import Buffer, encode_image
 from edge.protocols import Clock
+from edge.ring import Ring
 from edge.types import FrameId
-from edge.wire import CreditState, FrameHeader
+from edge.wire import CreditState, FrameHeader, Refusal
 
 # Below 2**53, so that a subscriber in JavaScript reads it exactly.
 _EPOCH_BITS: Final = 53
@@ -32,19 +34,32 @@ _POLL_S: Final = 0.1
 
 @dataclass(slots=True)
 class _Kept:
-    """A frame without a durable verdict; `times` is how often it left, `out` whether it left since the last HELLO."""
+    """A frame without a durable verdict; `times` is how often it left, `out` whether it left since the last HELLO.
+
+    `slot` is where in the ring its pixels lie, if they do.
+    """
 
     header: FrameHeader
     payload: Buffer
     times: int = 0
     out: bool = False
+    slot: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """A free place in the ring: `pixels` is written by the caller, in place, and then sent by `send_slot`."""
+
+    index: int
+    pixels: NDArray[np.uint8]
 
 
 class CameraSender:
     """One camera's connection to a daemon; one thread.
 
     `epoch` is random unless given; `window` bounds the frames kept here, the daemon's own window may be smaller. After
-    `resend_after_s` without a word from the daemon it says HELLO again and repeats what is unacknowledged.
+    `resend_after_s` without a word from the daemon it says HELLO again and repeats what is unacknowledged. With a
+    `ring` (a daemon on the same host, on an ipc:// address) pixels are grabbed into its slots and never copied.
 
     Raises:
         ConfigError: the address cannot be used.
@@ -59,6 +74,7 @@ class CameraSender:
         epoch: int | None = None,
         window: int = 64,
         resend_after_s: float = 2.0,
+        ring: Ring | None = None,
         clock: Clock | None = None,
         plain_off_host: bool = False,
         context: sockets.Context | None = None,
@@ -74,6 +90,8 @@ class CameraSender:
         self._resend_after_ns = round(resend_after_s * 1e9)
         self._clock = clock or SystemClock()
         self._address = address
+        self._ring = ring
+        self._free = list(range(ring.slots)) if ring is not None else []
         self._kept: dict[int, _Kept] = {}  # by sequence, ascending
         self._next = 0
         self._acked_through = -1
@@ -135,11 +153,57 @@ class CameraSender:
         """
         captured = self._clock.wall_ns() if captured_ns is None else captured_ns
         self._wait_for_credit(timeout_s)
+        return self._keep(self._header(encoding, width, height, captured, part_id), payload)
+
+    def slot(self, timeout_s: float = 5.0) -> Slot:
+        """A free slot of the ring, once there is one; the same one until `send_slot` takes it.
+
+        Raises:
+            SinkFull: every slot holds a frame without a verdict, for longer than `timeout_s`.
+            WireError: this sender has no ring.
+        """
+        if self._ring is None:
+            raise WireError(
+                Refusal.HEADER_INVALID, "this sender has no ring; give it one: CameraSender(ring=Ring(...))"
+            )
+        self._wait_until(lambda: bool(self._free), timeout_s)
+        return Slot(self._free[0], self._ring.slot(self._free[0]))
+
+    def send_slot(
+        self,
+        slot: Slot,
+        encoding: str,
+        width: int,
+        height: int,
+        *,
+        captured_ns: int | None = None,
+        part_id: str | None = None,
+        timeout_s: float = 5.0,
+    ) -> FrameId:
+        """Send the picture that was grabbed into `slot`, raw; its place may be written again when `slot` gives it out.
+
+        Raises:
+            SinkFull: no credit within `timeout_s`; the frame was not taken, and the slot is free.
+            WireError: the slot is not the one given out last, or the header is too long.
+        """
+        if self._ring is None or not self._free or slot.index != self._free[0]:
+            raise WireError(Refusal.HEADER_INVALID, f"slot {slot.index} is not free; take one by slot()")
+        captured = self._clock.wall_ns() if captured_ns is None else captured_ns
+        self._wait_for_credit(timeout_s)
+        header = self._header(encoding, width, height, captured, part_id)
+        header = msgspec.structs.replace(header, ring_offset=slot.index * self._ring.slot_bytes)
+        self._free.pop(0)
+        return self._keep(header, b"", slot.index)
+
+    def _header(self, encoding: str, width: int, height: int, captured_ns: int, part_id: str | None) -> FrameHeader:
         header = FrameHeader(
-            wire.WIRE_VERSION, self._camera, self._epoch, self._next, captured, encoding, width, height, part_id
+            wire.WIRE_VERSION, self._camera, self._epoch, self._next, captured_ns, encoding, width, height, part_id
         )
         wire.pack_frame(header, b"")  # refuses a header that could never leave
-        self._kept[self._next] = _Kept(header, payload)
+        return header
+
+    def _keep(self, header: FrameHeader, payload: Buffer, slot: int | None = None) -> FrameId:
+        self._kept[self._next] = _Kept(header, payload, slot=slot)
         self._next += 1
         self._depart()
         return header.id
@@ -176,9 +240,12 @@ class CameraSender:
     # --- the daemon's word --------------------------------------------------------------------------------------------
 
     def _wait_for_credit(self, timeout_s: float) -> None:
+        self._wait_until(lambda: self._next <= self._limit() and len(self._kept) < self._window, timeout_s)
+
+    def _wait_until(self, done: Callable[[], bool], timeout_s: float) -> None:
         deadline_ns = self._clock.monotonic_ns() + round(timeout_s * 1e9)
         self.pump()
-        while self._next > self._limit() or len(self._kept) >= self._window:
+        while not done():
             remaining_ns = deadline_ns - self._clock.monotonic_ns()
             if remaining_ns <= 0:
                 raise SinkFull(
@@ -232,7 +299,8 @@ class CameraSender:
         self._acked_through = state.acked_through
         ahead = set(state.also_acked)
         for sequence in [kept for kept in self._kept if kept <= state.acked_through or kept in ahead]:
-            del self._kept[sequence]
+            slot = self._kept.pop(sequence).slot
+            self._free += [] if slot is None else [slot]
             self.acknowledged += 1
 
     def _renumber(self) -> None:
@@ -267,7 +335,7 @@ class CameraSender:
             self._start_over()
         try:
             if self._hello_due:
-                self._socket.send_multipart(wire.pack_hello(self._camera, self._epoch), zmq.NOBLOCK)
+                self._socket.send_multipart(self._hello(), zmq.NOBLOCK)
                 self._hello_due = False
             limit = self._limit()
             for sequence, frame in self._kept.items():
@@ -278,6 +346,9 @@ class CameraSender:
                     self._count(frame)
         except zmq.Again:
             return  # no connection, or it is full; the next pump tries again
+
+    def _hello(self) -> list[Buffer]:
+        return wire.pack_hello(self._camera, self._epoch, None if self._ring is None else self._ring.note)
 
     def _count(self, frame: _Kept) -> None:
         self.sent += frame.times == 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Final
 
 import msgspec
@@ -75,7 +76,8 @@ class Shadow:
                 self._count(passed_over=1)
                 return
             self._said[frame.id.key] = verdict
-        self._frames.enter(frame)
+        # A copy: pixels in a camera's ring change once the frame is acknowledged.
+        self._frames.enter(replace(frame, image=frame.image.copy()))
 
     def wait(self, timeout_s: float) -> Agreement:
         """Wait until enough was compared, at most `timeout_s`; return what was found by then."""

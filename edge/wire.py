@@ -3,7 +3,7 @@
 Owns layouts, sizes and every reason for which a message is refused; `docs/wire.md` describes the same for other
 languages. Opens no socket (`sockets`), keeps no state (`sources.zeromq`, `sender`), looks into no picture (`payloads`).
 
-    camera -> daemon    [hello JSON]                       [frame JSON][payload]
+    camera -> daemon    [hello JSON]                       [frame JSON][payload, empty with a ring]
     daemon -> camera    [credit JSON]
     daemon -> all       [event/LINE/CAMERA/][event JSON][mask PNG or empty]       [head/LINE/][head JSON]
 
@@ -23,7 +23,8 @@ from msgspec import Meta
 
 from edge.errors import ImageRefused, WireError
 from edge.events import DefectEvent, MaskState
-from edge.payloads import Buffer, FrameLimits, decode_payload
+from edge.payloads import RAW_CHANNELS, Buffer, FrameLimits, decode_payload
+from edge.ring import MAX_RING_BYTES, RingNote, RingView
 from edge.types import Frame, FrameId, Unreadable
 
 WIRE_VERSION: Final = 1
@@ -56,20 +57,24 @@ class Refusal(StrEnum):
 REFUSALS: Final = tuple(reason.value for reason in Refusal)
 """Every reason a source may report, for metrics that create their children at start."""
 
-UNREADABLE_REASONS: Final = ("format", "size", "length", "truncated", "bomb")
+UNREADABLE_REASONS: Final = ("format", "size", "length", "truncated", "bomb", "ring")
 """Every `Unreadable.reason`: such a frame can be named, so it gets INCONCLUSIVE(unreadable) instead of a refusal."""
 
 
-class Hello(msgspec.Struct, frozen=True, tag_field="type", tag="hello"):
-    """A camera opens, or returns after silence; `epoch` is random per camera start."""
+class Hello(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="hello"):
+    """A camera opens, or returns after silence; `epoch` is random per camera start, `ring` where its pixels may lie."""
 
     version: int
     camera: str
     epoch: Unsigned
+    ring: RingNote | None = None
 
 
 class FrameHeader(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="frame"):
-    """First part of a frame message; `width` and `height` in pixels, `captured_ns` Unix nanoseconds at exposure."""
+    """First part of a frame message; `width` and `height` in pixels, `captured_ns` Unix nanoseconds at exposure.
+
+    With `ring_offset` the pixels lie there in the camera's ring, and the payload is empty.
+    """
 
     version: int
     camera: str
@@ -81,6 +86,7 @@ class FrameHeader(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="ty
     height: int
     part_id: Annotated[str, Meta(max_length=256)] | None = None
     encoder_count: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    ring_offset: Annotated[int, Meta(ge=0, lt=MAX_RING_BYTES)] | None = None
 
     @property
     def id(self) -> FrameId:
@@ -203,18 +209,37 @@ def parse_frame(parts: Sequence[Buffer], limits: FrameLimits | None = None, rece
     return read_frame(header, parts[1], limits or FrameLimits(), received_ns)
 
 
-def read_frame(header: FrameHeader, payload: Buffer, limits: FrameLimits, received_ns: int) -> Frame | Unreadable:
-    """Turn an admitted header and its payload into a frame, or into what says why it cannot be looked at."""
+def read_frame(
+    header: FrameHeader, payload: Buffer, limits: FrameLimits, received_ns: int, ring: RingView | None = None
+) -> Frame | Unreadable:
+    """Turn an admitted header and its payload into a frame, or into what says why it cannot be looked at.
+
+    `ring` is the camera's; pixels there are looked at in place, until the frame is acknowledged.
+    """
     try:
+        if header.ring_offset is not None:
+            payload = _ring_payload(header, payload, ring)
         image = decode_payload(header.encoding, header.width, header.height, payload, limits)
     except ImageRefused as refused:
         return Unreadable(header.id, refused.reason, str(refused), received_ns, header.part_id)
     return Frame(header.id, image, received_ns, header.part_id)
 
 
-def pack_hello(camera: str, epoch: int) -> list[Buffer]:
+def _ring_payload(header: FrameHeader, payload: Buffer, ring: RingView | None) -> Buffer:
+    if memoryview(payload).nbytes:
+        raise ImageRefused("length", "a frame with ring_offset has an empty payload: its pixels lie in the ring")
+    if ring is None:
+        raise ImageRefused("ring", "the camera's HELLO named no ring that this daemon could open")
+    if header.encoding not in RAW_CHANNELS:
+        # What changes under a decoder's hands is not for decoders.
+        raise ImageRefused("format", f"encoding {header.encoding[:40]!r} in a ring: expected raw pixels")
+    # The product is bounded by the limits on sides once more, in `decode_payload`; here it only names a range.
+    return ring.part(header.ring_offset or 0, max(0, header.width * header.height * RAW_CHANNELS[header.encoding]))
+
+
+def pack_hello(camera: str, epoch: int, ring: RingNote | None = None) -> list[Buffer]:
     """Build `[hello]`."""
-    return [_encode(Hello(WIRE_VERSION, check_name(camera, "camera"), epoch))]
+    return [_encode(Hello(WIRE_VERSION, check_name(camera, "camera"), epoch, ring))]
 
 
 def pack_frame(header: FrameHeader, payload: Buffer) -> list[Buffer]:

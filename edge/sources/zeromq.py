@@ -22,9 +22,10 @@ from typing import Final, Self
 import zmq
 
 from edge import sockets, wire
-from edge.errors import SourceBroken, SourceTimeout, WireError
+from edge.errors import ImageRefused, SourceBroken, SourceTimeout, WireError
 from edge.payloads import FrameLimits
 from edge.protocols import Clock
+from edge.ring import RingView
 from edge.types import Frame, FrameId, Unreadable
 from edge.wire import BadFrame, CreditState, Hello, Refusal
 
@@ -46,6 +47,7 @@ class _Camera:
     peer: bytes | None
     acked_through: int
     also_acked: set[int] = field(default_factory=set)
+    ring: RingView | None = None
 
     def acked(self, sequence: int) -> bool:
         return sequence <= self.acked_through or sequence in self.also_acked
@@ -256,7 +258,8 @@ class ZeroMqSource:
         received_ns = self._clock.monotonic_ns()
         if isinstance(header, BadFrame):
             return Unreadable(header.id, header.reason, header.detail, received_ns)
-        return wire.read_frame(header, message[1], self._limits, received_ns)
+        ring = self._cameras[header.camera].ring
+        return wire.read_frame(header, message[1], self._limits, received_ns, ring)
 
     def _admit(self, peer: bytes, hello: Hello) -> None:
         self._check_camera(hello.camera)
@@ -266,7 +269,18 @@ class ZeroMqSource:
             camera = self._remember(hello, peer)
             self._cameras[hello.camera] = camera
         camera.peer = peer
+        camera.ring = self._open_ring(hello)
         self._send_credit(camera)
+
+    def _open_ring(self, hello: Hello) -> RingView | None:
+        """The camera's ring; without one that can be trusted, each frame that lies there is INCONCLUSIVE(unreadable)."""
+        # Whoever is on another host, or may be, must not name memory of this one.
+        if hello.ring is None or not self._address.startswith("ipc://"):
+            return None
+        try:
+            return RingView(hello.ring)
+        except ImageRefused:
+            return None
 
     def _remember(self, hello: Hello, peer: bytes) -> _Camera:
         """Start from what the log knows, which after a restart of the daemon is more than nothing."""

@@ -13,6 +13,7 @@ from edge import payloads, wire
 from edge.clock import SystemClock
 from edge.errors import SourceTimeout
 from edge.events import DefectEvent
+from edge.ring import RingNote
 from edge.sinks.publisher import Publisher
 from edge.sources.zeromq import ZeroMqSource
 from edge.types import Frame, FrameId
@@ -49,7 +50,7 @@ def test_the_camera_example_sends_every_frame_once() -> None:
 
 def test_the_subscriber_example_prints_three_events(capsys: pytest.CaptureFixture[str]) -> None:
     """As printed, but for the address."""
-    event = msgspec.structs.replace(wire.decode_event(JSON[3].encode()), mask="inline")
+    event = msgspec.structs.replace(wire.decode_event(JSON[4].encode()), mask="inline")
     stop = threading.Event()
     with Publisher("tcp://127.0.0.1:*", "line-a", SystemClock()) as publisher:
 
@@ -67,11 +68,12 @@ def test_the_subscriber_example_prints_three_events(capsys: pytest.CaptureFixtur
 
 
 def test_the_json_examples_are_what_the_code_reads() -> None:
-    """Hello, frame, credit, event, head, in the page's order, with no field missing."""
-    hello, frame, credit, event, head = (text.encode() for text in JSON)
+    """Hello, frame, hello with a ring, credit, event, head, in the page's order, with no field missing."""
+    hello, frame, ring, credit, event, head = (text.encode() for text in JSON)
 
     assert isinstance(wire.parse_camera_message([hello]), wire.Hello)
     assert isinstance(wire.parse_camera_message([frame, b""]), wire.FrameHeader)
+    assert wire.parse_camera_message([ring]).ring == RingNote(4711, 9, 10_485_760)
     assert wire.parse_credit([credit]).also_acked == (42, 43)
     assert wire.decode_event(event).log_sequence == 1043
     assert set(msgspec.json.decode(event)) == set(DefectEvent.__struct_fields__)
