@@ -109,6 +109,11 @@ class CameraSender:
         return self._epoch
 
     @property
+    def admitted(self) -> bool:
+        """Whether the daemon lets this camera send another frame at once."""
+        return self._next <= self._limit() and len(self._kept) < self._window
+
+    @property
     def left(self) -> int:
         """Frames without a durable verdict."""
         return len(self._kept)
@@ -240,7 +245,7 @@ class CameraSender:
     # --- the daemon's word --------------------------------------------------------------------------------------------
 
     def _wait_for_credit(self, timeout_s: float) -> None:
-        self._wait_until(lambda: self._next <= self._limit() and len(self._kept) < self._window, timeout_s)
+        self._wait_until(lambda: self.admitted, timeout_s)
 
     def _wait_until(self, done: Callable[[], bool], timeout_s: float) -> None:
         deadline_ns = self._clock.monotonic_ns() + round(timeout_s * 1e9)

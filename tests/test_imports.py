@@ -28,7 +28,7 @@ ORDER = [
     ("sockets",),
     ("stages", "engines", "sources", "sinks"),
     ("compile", "client", "sender", "docket", "inference", "pipeline", "health"),
-    ("shadow",),
+    ("shadow", "bridge"),
     ("swap",),
     ("daemon", "console", "demo"),
     ("cli", "commands"),

@@ -35,6 +35,9 @@ def send(
     loop: Annotated[bool, typer.Option("--loop", help="Start over at the end of a folder or file.")] = False,
     count: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the daemon before giving up.")] = 30.0,
+    give_up_after: Annotated[
+        float, typer.Option(min=0.0, help="Seconds for which a lost stream or device is opened again; 0: not at all.")
+    ] = 86_400.0,
     plain_off_host: Annotated[
         bool, typer.Option("--plain-off-host", help="Send unencrypted to another host, on a network that is yours.")
     ] = False,
@@ -51,7 +54,7 @@ def send(
 
     _check_options(camera, fps, encoding, timeout)
     clock = SystemClock()
-    pictures = open_source(source, camera, clock)
+    pictures = open_source(source, camera, clock, give_up_after)
     with pictures, CameraSender(to, camera, clock=clock, plain_off_host=plain_off_host) as sender:
         job = _Job(sender, clock, cast(Literal["png", "jpeg", "raw"], encoding), fps, count, timeout)
         try:
@@ -88,8 +91,10 @@ def _check_options(camera: str, fps: float | None, encoding: str, timeout: float
         raise CommandError(f"--timeout {timeout}: expected a number of seconds above 0, at most 1000000")
 
 
-def open_source(target: str, camera: str, clock: Clock) -> Source:
+def open_source(target: str, camera: str, clock: Clock, give_up_after_s: float = 0.0) -> Source:
     """A folder or a picture, or else what OpenCV opens: a device number, a URL or a video file.
+
+    A URL or device that is lost is opened again for `give_up_after_s`.
 
     Raises:
         DataError: the folder holds no image.
@@ -97,6 +102,7 @@ def open_source(target: str, camera: str, clock: Clock) -> Source:
     """
     from edge.images import IMAGE_SUFFIXES
     from edge.sources.folder import FolderSource
+    from edge.sources.reconnect import ReconnectingSource
     from edge.sources.video import VideoSource
 
     # As a "video" a picture would pass OpenCV unguarded: a truncated one would be sent as if it were whole.
@@ -104,6 +110,13 @@ def open_source(target: str, camera: str, clock: Clock) -> Source:
         return FolderSource(Path(target), camera, clock=clock, recursive=True)
     if not target.isdigit() and "://" not in target and not Path(target).exists():
         raise CommandError(f"{target}: no such folder or file; expected DIR, VIDEO, URL or the number of a device")
+    if give_up_after_s > 0 and (target.isdigit() or "://" in target):
+        return ReconnectingSource(
+            lambda: VideoSource(target, camera, clock=clock),
+            clock=clock,
+            give_up_after_s=give_up_after_s,
+            on_event=lambda text: print(f"{target}: {text}", file=sys.stderr, flush=True),
+        )
     return VideoSource(target, camera, clock=clock)
 
 

@@ -273,7 +273,7 @@ class ZeroMqSource:
         self._send_credit(camera)
 
     def _open_ring(self, hello: Hello) -> RingView | None:
-        """The camera's ring; without one that can be trusted, each frame that lies there is INCONCLUSIVE(unreadable)."""
+        """The camera's ring; without one that can be trusted, its frames there are INCONCLUSIVE(unreadable)."""
         # Whoever is on another host, or may be, must not name memory of this one.
         if hello.ring is None or not self._address.startswith("ipc://"):
             return None
