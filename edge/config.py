@@ -84,6 +84,18 @@ class SegmentConfig(_Section, frozen=True):
     min_area_px: _Count | None = None
 
 
+class WatchConfig(_Section, frozen=True):
+    """[watch]: the test that voids a certificate when live parts are no longer like those it stands on.
+
+    `parts_between_false_alarms` is the mean while nothing changed, at least; `reject_share` is how many of all parts
+    may be rejected before the certificate is doubted.
+    """
+
+    enabled: bool = True
+    parts_between_false_alarms: Annotated[float, Meta(ge=100, le=1e12)] = 1e7
+    reject_share: Annotated[float, Meta(gt=0, lt=0.125)] = 0.05
+
+
 class LimitsConfig(_Section, frozen=True):
     """[limits]: the largest picture that is looked at; what is larger becomes INCONCLUSIVE(unreadable)."""
 
@@ -113,6 +125,7 @@ class EdgeConfig(_Section, frozen=True):
     batching: BatchingConfig = BatchingConfig()
     segment: SegmentConfig = SegmentConfig()
     limits: LimitsConfig = LimitsConfig()
+    watch: WatchConfig = WatchConfig()
 
 
 def load_config(path: Path | str) -> EdgeConfig:
@@ -154,6 +167,7 @@ _TABLES: Final[dict[str, type[_Section]]] = {
     "log": LogConfig,
     "metrics": MetricsConfig,
     "segment": SegmentConfig,
+    "watch": WatchConfig,
 }
 
 

@@ -6,6 +6,7 @@ ready), the loop that watches the pipeline, and the order of closing.
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 import threading
@@ -37,7 +38,10 @@ from edge.stages.decide import Decide
 from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
 from edge.stages.tile import Tiling, tiling_of
+from edge.stages.watch import WatchSettings
 from edge.swap import Model, SwapDesk
+from edge.types import Verdict
+from edge.warrant import Void, Warrant
 
 STOP_TIMEOUT_S: Final = 20.0
 _TICK_S: Final = 0.2
@@ -137,7 +141,7 @@ def serve(
         with _named(where, "metrics"):
             server = opened.enter_context(MetricsServer(registry, config.metrics.host, config.metrics.port))
         bundle = _open_bundle(config, where)
-        stages = make_stages(config, bundle, where)
+        stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn)
         _warn_of_bundle(config, bundle, warn)
         pipeline: Pipeline | None = None
 
@@ -202,7 +206,9 @@ def serve(
             desk = SwapDesk(
                 config.control_address or default_control_address(config),
                 pipeline=pipeline,
-                load=lambda path: _load_model(msgspec.structs.replace(config, bundle=path), where, metrics),
+                load=lambda path: _load_model(
+                    msgspec.structs.replace(config, bundle=path), where, metrics, clock, warn
+                ),
                 configured=lambda: load_config(where).bundle,
                 promoted=lambda model: metrics.set_model(model.model_id, model.manifest, model.certified),
                 cameras=tuple(names),
@@ -415,14 +421,43 @@ def open_warm_engine(
     return engine
 
 
-def _load_model(config: EdgeConfig, where: Path, metrics: Metrics) -> Model:
+def _watched(stages: Stages, config: EdgeConfig, metrics: Metrics, clock: Clock, warn: Warn) -> Stages:
+    """`stages` with a watch on its certificate, if it has one and a watch is wanted."""
+    decide = stages.decide
+    if not (decide.calibration.certified and config.watch.enabled):
+        return stages
+
+    def on_void(void: Void) -> None:
+        metrics.certificate_valid.set(0)
+        warn(
+            "certificate void: live parts are no longer like those it stands on; calibrate again",
+            msgspec.structs.asdict(void),
+        )
+
+    cameras = [camera.name for camera in config.cameras]
+    settings = WatchSettings(config.watch.parts_between_false_alarms, config.watch.reject_share)
+    path = Path(f"{config.log.path}.void.json")
+    warrant = Warrant(path, decide.calibration, decide.model_id, cameras, settings, clock, on_void=on_void)
+    if warrant.void is not None:
+        warn("certificate void since an earlier run; calibrate again", msgspec.structs.asdict(warrant.void))
+        decide = dataclasses.replace(decide, calibration=msgspec.structs.replace(decide.calibration, certified=False))
+
+    def stamp(verdict: Verdict) -> Verdict:
+        stamped = warrant.stamp(verdict)
+        metrics.set_evidence(verdict.frame_id.camera, warrant.evidence(verdict.frame_id.camera))
+        return stamped
+
+    return dataclasses.replace(stages, decide=decide, stamp=stamp)
+
+
+def _load_model(config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock, warn: Warn) -> Model:
     """A bundle verified, checked and warmed beside the one that runs.
 
     Raises:
         ConfigError, BundleError, EngineError, ParityError: it cannot run here, and why.
     """
     bundle = _open_bundle(config, where)
-    stages = make_stages(config, bundle, where)
+    stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn)
     engine = open_warm_engine(config, bundle, where, on_tiles=metrics.count_tiles)
     with ExitStack() as refused:
         refused.push(engine.__exit__)

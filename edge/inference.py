@@ -39,7 +39,8 @@ _IDLE_TIMEOUT_S: Final = 0.25
 class Stages:
     """What is done to a frame: preprocessing by camera, geometry, segmentation, decision, and the line's name.
 
-    `tiling` is `tile.tiling_of` the bundle: None if and only if its frames are resized.
+    `tiling` is `tile.tiling_of` the bundle: None if and only if its frames are resized. `stamp` sees each verdict
+    before it is logged, in the verdict thread, and may take its certificate away.
     """
 
     line: str
@@ -49,6 +50,7 @@ class Stages:
     segment: Segment
     decide: Decide
     tiling: Tiling | None = None
+    stamp: Callable[[Verdict], Verdict] = lambda verdict: verdict
 
     def __post_init__(self) -> None:
         if (self.tiling is None) == (self.input.fit == "tile"):

@@ -185,6 +185,17 @@ class Metrics:
         self._crashes = Counter(
             "kizu_thread_crashes", "Threads that ended by an unforeseen error.", ["thread"], registry=registry
         )
+        self.certificate_valid = Gauge(
+            "kizu_certificate_valid",
+            "1 while the running model's threshold is certified and nothing speaks against it.",
+            registry=registry,
+        )
+        self._evidence = Gauge(
+            "kizu_watch_evidence",
+            "0 to 1: how far the watch is on the way to voiding the certificate.",
+            ["camera"],
+            registry=registry,
+        )
         self._discarded = Counter(
             "kizu_results_discarded",
             "Engine results that came after their frame was late or displaced; the verdict stood.",
@@ -196,6 +207,7 @@ class Metrics:
         for camera in cameras:
             self._duplicates.labels(camera)
             self._discarded.labels(camera)
+            self._evidence.labels(camera)
         for queue in QUEUES:
             self._depth.labels(queue)
         self.set_state("starting")
@@ -207,6 +219,10 @@ class Metrics:
     def duplicate(self, camera: str) -> None:
         """Count a frame that came again."""
         self._duplicates.labels(camera).inc()
+
+    def set_evidence(self, camera: str, evidence: float) -> None:
+        """Note how far a camera's watch is, 0 to 1."""
+        self._evidence.labels(camera).set(evidence)
 
     def discard(self, camera: str) -> None:
         """Count a result that came after its frame's verdict."""
@@ -241,6 +257,7 @@ class Metrics:
     def set_model(self, model_id: str, manifest: Manifest, certified: bool) -> None:
         """Say which bundle runs; the one before is no longer shown."""
         self._model.clear()
+        self.certificate_valid.set(certified)
         labels = (model_id, manifest.name, manifest.method, manifest.preset, str(certified).lower())
         self._model.labels(*labels).set(1)
 

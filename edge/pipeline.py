@@ -294,6 +294,7 @@ class Pipeline:
                 verdict = judged(item.stages, frame, model_input, scores, float(score), item.geometry)
                 self._metrics.observe("segment", self._clock.monotonic_ns() - started_ns)
                 if self._settles(frame):
+                    verdict = item.stages.stamp(verdict)
                     self._conclude(verdict)
                     self.on_judged(frame, verdict)
 

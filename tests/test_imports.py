@@ -27,7 +27,7 @@ ORDER = [
     ("metrics",),
     ("sockets",),
     ("stages", "engines", "sources", "sinks"),
-    ("compile", "client", "sender", "docket", "inference", "pipeline", "health"),
+    ("compile", "client", "sender", "docket", "warrant", "inference", "pipeline", "health"),
     ("shadow", "bridge"),
     ("swap",),
     ("daemon", "console", "demo"),

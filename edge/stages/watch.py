@@ -9,7 +9,7 @@ Two things are bet against, with e-values, so that a look after every part costs
 Two things are bet against, with e-values, so that a look after every part is free (Shin, Ramdas and Rinaldo 2023,
   is uniform and independent if so (online conformal p-values, Vovk et al. 2005, ch. 2), whatever the scores' law. A
   fixed sample would not do: its p-values deviate from uniform by 1 / sqrt(n), which a test that never ends finds.
-* no more than `reject_rate` of all parts are rejected, good and bad together. A drift that rejects every part leaves
+* no more than `reject_share` of all parts are rejected, good and bad together. A drift that rejects every part leaves
   no accepted one to look at.
 
 A bet's factor f(p) averages 1 over uniform p, so R <- (R + 1) f(p) (Shiryaev-Roberts) grows by 1 a part at most on
@@ -50,21 +50,21 @@ class Alarm(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class WatchSettings:
-    """`parts_between_false_alarms`: on average at least this many while everything holds. `reject_rate`: parts that may
-    be rejected, good and bad together, before the certificate is doubted.
+    """`parts_between_false_alarms`: on average at least this many while everything holds. `reject_share`: parts that
+    may be rejected, good and bad together, before the certificate is doubted.
 
     Raises:
         ValueError: a number is out of range.
     """
 
     parts_between_false_alarms: float = 1e7
-    reject_rate: float = 0.05
+    reject_share: float = 0.05
 
     def __post_init__(self) -> None:
         if not self.parts_between_false_alarms >= 100:
             raise ValueError(f"parts_between_false_alarms is {self.parts_between_false_alarms}, expected at least 100")
-        if not 0 < self.reject_rate < 1 / max(REJECT_FACTORS):
-            raise ValueError(f"reject_rate is {self.reject_rate}, expected between 0 and {1 / max(REJECT_FACTORS)}")
+        if not 0 < self.reject_share < 1 / max(REJECT_FACTORS):
+            raise ValueError(f"reject_share is {self.reject_share}, expected between 0 and {1 / max(REJECT_FACTORS)}")
 
 
 class Watch:
@@ -132,7 +132,7 @@ class Watch:
         self._score_bets = _grown(self._score_bets, factors)
 
     def _bet_on_rejects(self, rejected: bool) -> None:
-        allowed = self.settings.reject_rate
+        allowed = self.settings.reject_share
         claimed = allowed * np.array(REJECT_FACTORS)
         self._reject_bets = _grown(self._reject_bets, claimed / allowed if rejected else (1 - claimed) / (1 - allowed))
 

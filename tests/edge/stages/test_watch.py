@@ -10,7 +10,7 @@ from edge.stages import watch as watching
 from edge.stages.watch import Alarm, Watch, WatchSettings
 
 THRESHOLD = 6.0
-SETTINGS = WatchSettings(parts_between_false_alarms=1e6, reject_rate=0.05)
+SETTINGS = WatchSettings(parts_between_false_alarms=1e6, reject_share=0.05)
 
 
 def scores(seed: int, count: int, shift: float = 0.0) -> NDArray[np.float64]:
@@ -80,7 +80,7 @@ def test_constant_scores_are_no_drift() -> None:
 
 def test_the_mean_time_to_a_false_alarm_is_at_least_as_stated() -> None:
     """Two hundred parts are promised; sixty runs of clean parts alarm after more on average."""
-    often = WatchSettings(parts_between_false_alarms=200, reject_rate=0.05)
+    often = WatchSettings(parts_between_false_alarms=200, reject_share=0.05)
     times = []
     for seed in range(60):
         found = parts_until_alarm(Watch(scores(seed, 300).tolist(), THRESHOLD, often), scores(1000 + seed, 3000))
@@ -120,7 +120,7 @@ def test_a_score_that_is_no_number_is_no_part(score: float) -> None:
     assert watch.parts == 0
 
 
-@pytest.mark.parametrize("wrong", [{"parts_between_false_alarms": 1.0}, {"reject_rate": 0.0}, {"reject_rate": 0.2}])
+@pytest.mark.parametrize("wrong", [{"parts_between_false_alarms": 1.0}, {"reject_share": 0.0}, {"reject_share": 0.2}])
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     """A rate at which a bet would claim more than all parts, or an alarm every other part."""
     with pytest.raises(ValueError, match="expected"):
