@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -65,32 +64,37 @@ def test_the_demo_builds_for_every_target_at_every_precision(demo: ModelBundle, 
         assert together.size < compile_bundle(demo, targets=TARGETS, precision="fp32", cache=cache).size
 
 
+def build_without_random_addresses(cache: Path, precision: str) -> str:
+    """The digest of the engine that a fresh process builds while the system places nothing at random."""
+    command = ["setarch", "-R", sys.executable, "-m", "edge.cli", "compile", str(DEMO), "--target", "sm89", "--json"]
+    command += ["--precision", precision, "--cache", str(cache)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if "failed to set personality" in done.stderr:
+        pytest.skip("this machine does not let a process switch address randomization off")
+    return str(json.loads(done.stdout)["sha256"])
+
+
 @rtx
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_rebuild_is_the_same_bytes(demo: ModelBundle, tmp_path: Path, precision: Any) -> None:
-    """So that two machines, or one before and after, can be compared by digest."""
-    first, second = (
-        compile_bundle(demo, targets=["sm89"], precision=precision, cache=tmp_path / name) for name in ("a", "b")
-    )
+def test_a_rebuild_in_a_like_process_is_the_same_bytes(tmp_path: Path, precision: str) -> None:
+    """The library orders some tables by address, so like means: fresh, and without random addresses."""
+    first, second = (build_without_random_addresses(tmp_path / name, precision) for name in ("a", "b"))
 
-    assert first.sha256 == second.sha256
-
-
-def without_names(engine: bytes) -> bytes:
-    """The library numbers the intermediate values of some kernels by the order in which its threads came to them."""
-    return re.sub(rb"__mye\d+", b"__mye", engine)
+    assert first == second
 
 
 @rtx
-def test_a_rebuild_in_bf16_differs_in_the_names_of_values_only(demo: ModelBundle, tmp_path: Path) -> None:
-    """TensorRT for RTX 1.7 gives some values other numbers at each build; nothing else may differ."""
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_rebuild_differs_in_little_else_than_order_and_names(
+    demo: ModelBundle, tmp_path: Path, precision: Any
+) -> None:
+    """In one process TensorRT for RTX 1.7 may order outputs otherwise and number intermediate values anew."""
     first, second = (
-        compile_bundle(demo, targets=["sm89"], precision="bf16", cache=tmp_path / name) for name in ("a", "b")
+        compile_bundle(demo, targets=["sm89"], precision=precision, cache=tmp_path / name).read() for name in ("a", "b")
     )
 
-    one, other = without_names(first.read()), without_names(second.read())
-    assert abs(len(one) - len(other)) < 64
-    assert sum(a != b for a, b in zip(one, other, strict=False)) < 0.01 * len(one)
+    assert abs(len(first) - len(second)) < 64
+    assert sum(a != b for a, b in zip(first, second, strict=False)) < 0.01 * len(first)
 
 
 @rtx
