@@ -35,6 +35,7 @@ from edge.bundle import (
 )
 from edge.engines.registry import Backend, open_engine
 from edge.errors import ParityError, TrainingError
+from edge.graph import require_buildable
 from trainer.method import Frames, Method
 from trainer.refine import RefineRequest, coarse_geometry, fit_refine, unfitted
 
@@ -156,6 +157,9 @@ def to_onnx(deployed: nn.Module, spec: InputSpec) -> bytes:
     """The module as ONNX: input ``frames`` (N, h, w, C) uint8, outputs ``anomaly_map`` and ``image_score``, N dynamic.
 
     torch's tracing exporter is used: the newer one needs the package onnxscript and gives these small graphs nothing.
+
+    Raises:
+        EngineError: TensorRT would refuse a node; names it and what to write instead.
     """
     example = torch.zeros((2, spec.height, spec.width, spec.channels), dtype=torch.uint8)
     names = ["frames", "anomaly_map", "image_score"]
@@ -176,6 +180,8 @@ def to_onnx(deployed: nn.Module, spec: InputSpec) -> bytes:
     model.producer_name, model.producer_version = "kizu", ""  # the torch version is in the provenance
     onnx.checker.check_model(model, full_check=True)
     data: bytes = model.SerializeToString(deterministic=True)
+    # Here, so that no method can drift away from what a GPU's line can run.
+    require_buildable(data, "the exported graph")
     return data
 
 

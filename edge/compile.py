@@ -1,0 +1,387 @@
+"""A bundle's graph -> TensorRT engine for stated targets, kept in a private cache.
+
+Owns the one module for the API that `tensorrt` 10 / 11 and TensorRT for RTX share, the cache, and every refusal of
+what cannot be built. How a graph is rewritten for a precision is `graph`'s; running an engine is `engines.tensorrt`'s.
+
+Engines are code: they are built on this machine from a verified bundle, never taken from elsewhere. The cache holds one
+folder an engine, named by the digest of everything that decides its bytes; an entry whose description or digest is not
+exactly as wanted is built anew, never loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final, Literal, get_args
+
+import msgspec
+
+from edge.bundle import COARSE, MODEL, ModelBundle
+from edge.bundle_files import sha256_hex
+from edge.errors import BundleError, CommandError, ConfigError, EngineError
+from edge.graph import at_precision, quantized_types, require_buildable
+
+CompilePrecision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+PRECISIONS: Final[tuple[str, ...]] = get_args(CompilePrecision)
+
+LIBRARIES: Final = ("tensorrt_rtx", "tensorrt_rtx_bindings", "tensorrt")
+"""Import names, in the order in which they are tried; the second is the first one's own inner package."""
+
+FP8_FROM: Final = 89
+"""The first compute capability, times ten, that computes in fp8."""
+
+_DESCRIPTION, _ENGINE = "plan.json", "plan.engine"
+_MAX_DESCRIPTION_BYTES: Final = 64 * 1024
+_MAX_ENGINE_BYTES: Final = 4 << 30
+_ATTEMPT_PREFIX: Final = ".building-"
+
+
+class PlanKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that decides an engine. `model_sha256` is that of the bundle's ONNX file, `shape` is (h, w, C)."""
+
+    library: str
+    version: str
+    model_sha256: str
+    graph: Literal["model", "coarse"]
+    precision: CompilePrecision
+    targets: tuple[str, ...]
+    max_batch: int
+    shape: tuple[int, int, int]
+
+    @property
+    def digest(self) -> str:
+        """The name of its folder in the cache."""
+        return sha256_hex(msgspec.json.encode(self, order="deterministic"))
+
+
+class _Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """plan.json."""
+
+    key: PlanKey
+    sha256: str
+    size: int
+    build_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledPlan:
+    """An engine in the cache: `path` of its bytes, their `sha256` and size, and how long building took.
+
+    `fresh` says that it was built just now, and not found.
+    """
+
+    key: PlanKey
+    path: Path
+    sha256: str
+    size: int
+    build_s: float
+    fresh: bool
+
+    def read(self) -> bytes:
+        """The engine's bytes, read once and checked.
+
+        Raises:
+            EngineError: they are not the ones that were built.
+        """
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise EngineError(f"{self.path}: {error.strerror}; run `kizu compile` again") from None
+        if sha256_hex(data) != self.sha256:
+            raise EngineError(f"{self.path} was changed after it was built; run `kizu compile` again")
+        return data
+
+
+class Progress:
+    """Told how far a build is, 0 to 1, as far as the library says; override what is needed."""
+
+    def __call__(self, done: float, phase: str) -> None:
+        """`done` of the outermost phase, and the name of the one that was entered last."""
+
+
+def compile_bundle(
+    bundle: ModelBundle,
+    *,
+    targets: Sequence[str],
+    precision: CompilePrecision,
+    cache: Path | None = None,
+    graph: Literal["model", "coarse"] = "model",
+    progress: Progress | None = None,
+) -> CompiledPlan:
+    """Build the engine of `bundle` for GPUs of all `targets` (`sm89`), or take it from the cache.
+
+    `targets` may be empty with the library `tensorrt`, which builds for the GPU at hand only.
+
+    Raises:
+        CommandError: a target or precision that the library or the bundle does not know; the message lists those.
+        EngineError: no TensorRT is installed, or it refuses the graph; names node and reason.
+        ConfigError: the cache cannot be used.
+        KeyboardInterrupt: the build was cancelled; nothing is left of it.
+    """
+    library = load_library()
+    key = plan_key(bundle, library, targets=targets, precision=precision, graph=graph)
+    folder = cache_folder(cache) / key.digest
+    found = find_plan(key, folder)
+    if found is not None:
+        return found
+    model = bundle.model if graph == "model" else _coarse(bundle)
+    require_buildable(model, f"{bundle.path / (MODEL if graph == 'model' else COARSE)}")
+    rewritten = at_precision(model, precision) if precision in ("fp32", "fp16", "bf16") else model
+    started = time.monotonic()
+    engine = _build(library, rewritten, key, progress or Progress())
+    return _keep(folder, key, engine, time.monotonic() - started)
+
+
+def plan_key(
+    bundle: ModelBundle,
+    library: Any,
+    *,
+    targets: Sequence[str],
+    precision: str,
+    graph: Literal["model", "coarse"] = "model",
+) -> PlanKey:
+    """What the engine is to be, checked as far as that is possible without building it.
+
+    Raises:
+        CommandError: see `compile_bundle`.
+    """
+    spec = bundle.manifest.input
+    model = bundle.model if graph == "model" else _coarse(bundle)
+    known = check_targets(library, targets)
+    _require_precision(model, bundle, precision, known)
+    return PlanKey(
+        library=str(library.__name__).removesuffix("_bindings"),
+        version=str(library.__version__),
+        model_sha256=sha256_hex(model),
+        graph=graph,
+        precision=precision,  # type: ignore[arg-type]  # checked by the line above
+        targets=known,
+        max_batch=spec.max_batch,
+        shape=(spec.height, spec.width, spec.channels),
+    )
+
+
+def load_library() -> Any:
+    """The first TensorRT that is installed; imported here and nowhere else.
+
+    Raises:
+        EngineError: there is none; says how to install one.
+    """
+    import importlib
+
+    for name in LIBRARIES:
+        with contextlib.suppress(ImportError):
+            return importlib.import_module(name)
+    raise EngineError(
+        "no TensorRT is installed: pip install 'kizu[tensorrt-rtx]' (x86-64, GeForce and RTX) or 'kizu[tensorrt]' "
+        "(data center; on a Jetson, JetPack brings it)"
+    )
+
+
+def known_targets(library: Any) -> tuple[str, ...]:
+    """Every target that `library` can build for without having it: `sm80`, ...; none for the library `tensorrt`."""
+    capabilities = getattr(library, "ComputeCapability", None)
+    names = () if capabilities is None else capabilities.__members__
+    return tuple(name.lower() for name in names if name.startswith("SM"))
+
+
+def check_targets(library: Any, targets: Sequence[str]) -> tuple[str, ...]:
+    """`targets` once each, in ascending order.
+
+    Raises:
+        CommandError: one is unknown, or none is given and the library needs one.
+    """
+    known = known_targets(library)
+    if not known:
+        if targets:
+            raise CommandError(
+                f"--target {','.join(targets)}: {library.__name__} builds for the GPU at hand only; leave it out, "
+                "or install 'kizu[tensorrt-rtx]', which builds for others"
+            )
+        return ()
+    for target in targets:
+        if target not in known:
+            raise CommandError(f"--target {target}: unknown to {library.__name__}; expected some of {', '.join(known)}")
+    if not targets:
+        raise CommandError(f"--target is missing; give one or more of {', '.join(known)}")
+    return tuple(sorted(set(targets), key=known.index))
+
+
+def cache_folder(chosen: Path | None = None) -> Path:
+    """The private folder of compiled engines; made if need be.
+
+    Raises:
+        ConfigError: it is not this user's alone, or cannot be made.
+    """
+    home = Path(os.environ.get("CACHE_DIRECTORY") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = chosen or home / "kizu" / "engines"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = folder.stat()
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}; give another folder for engines: --cache DIR") from None
+    # Who can write here can have the line run code of his own.
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(f"{folder} can be written by others; run `chmod 700 {folder}`, or give another: --cache DIR")
+    return folder
+
+
+def find_plan(key: PlanKey, folder: Path) -> CompiledPlan | None:
+    """The engine of `key` in its `folder`, or None when there is none or it is not exactly as it was written."""
+    try:
+        text = (folder / _DESCRIPTION).read_bytes()[: _MAX_DESCRIPTION_BYTES + 1]
+        described = msgspec.json.decode(text, type=_Description)
+        data = (folder / _ENGINE).read_bytes() if (folder / _ENGINE).stat().st_size <= _MAX_ENGINE_BYTES else b""
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    if described.key != key or len(data) != described.size or sha256_hex(data) != described.sha256:
+        return None
+    return CompiledPlan(key, folder / _ENGINE, described.sha256, described.size, described.build_s, fresh=False)
+
+
+def _keep(folder: Path, key: PlanKey, engine: bytes, build_s: float) -> CompiledPlan:
+    """Put the engine into the cache in one step; what was there is replaced."""
+    described = _Description(key, sha256_hex(engine), len(engine), round(build_s, 3))
+    aside = Path(tempfile.mkdtemp(prefix=_ATTEMPT_PREFIX, dir=folder.parent))
+    try:
+        (aside / _ENGINE).write_bytes(engine)
+        (aside / _DESCRIPTION).write_bytes(msgspec.json.format(msgspec.json.encode(described)))
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise ConfigError(f"{folder}: {error.strerror}; free some space, or give another folder: --cache DIR") from None
+    return CompiledPlan(key, folder / _ENGINE, described.sha256, described.size, described.build_s, fresh=True)
+
+
+def _coarse(bundle: ModelBundle) -> bytes:
+    if bundle.coarse is None:
+        raise BundleError(f"bundle {bundle.path} has no coarse graph; train it with --refine")
+    return bundle.coarse
+
+
+def _require_precision(model: bytes, bundle: ModelBundle, precision: str, targets: tuple[str, ...]) -> None:
+    if precision not in PRECISIONS:
+        raise CommandError(f"--precision {precision}: expected one of {', '.join(PRECISIONS)}")
+    held = quantized_types(model)
+    if precision in ("int8", "fp8") and precision not in held:
+        raise CommandError(
+            f"--precision {precision}: {bundle.path} is not quantized to it; make one that is: "
+            f"kizu quantize {bundle.path} --good DIR --precision {precision} --out BUNDLE"
+        )
+    if precision not in ("int8", "fp8") and held:
+        raise CommandError(f"--precision {precision}: {bundle.path} is quantized; compile it with {' or '.join(held)}")
+    old = [target for target in targets if int(target.removeprefix("sm")) < FP8_FROM]
+    if precision == "fp8" and old:
+        raise CommandError(f"--precision fp8: GPUs of {', '.join(old)} do not compute in fp8; sm89 and later do")
+
+
+# --- building ---------------------------------------------------------------------------------------------------------
+
+
+def _build(library: Any, model: bytes, key: PlanKey, progress: Progress) -> bytes:
+    log = _log_of(library)
+    builder = library.Builder(log)
+    network = builder.create_network(_creation_flags(library))
+    parser = library.OnnxParser(network, log)
+    if not parser.parse(model):
+        told = "; ".join(_parser_error(parser.get_error(index)) for index in range(parser.num_errors))
+        raise EngineError(f"{key.library} {key.version} does not take the graph: {told}")
+    config = builder.create_builder_config()
+    for index, target in enumerate(key.targets):
+        config.num_compute_capabilities = len(key.targets)
+        config.set_compute_capability(getattr(library.ComputeCapability, target.upper()), index)
+    profile = builder.create_optimization_profile()
+    largest = (key.max_batch, *key.shape)
+    profile.set_shape("frames", (1, *key.shape), largest, largest)
+    config.add_optimization_profile(profile)
+    with _interruptible() as cancelled:
+        config.progress_monitor = _monitor_of(library, progress, cancelled)
+        plan = builder.build_serialized_network(network, config)
+        if cancelled.is_set():
+            raise KeyboardInterrupt
+    if plan is None:
+        raise EngineError(f"{key.library} {key.version} could not build the engine: {'; '.join(log.lines[-3:])}")
+    return bytes(plan)
+
+
+def _creation_flags(library: Any) -> int:
+    # Since TensorRT 11 every network is strongly typed, and the flag may be gone.
+    flag = getattr(library.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _parser_error(error: Any) -> str:
+    node = error.node_name() if callable(getattr(error, "node_name", None)) else ""
+    operator = error.node_operator() if callable(getattr(error, "node_operator", None)) else ""
+    return f"node {node or error.node()} ({operator or 'operator'}): {' '.join(error.desc().split())[:300]}"
+
+
+def _log_of(library: Any) -> Any:
+    class Log(library.ILogger):  # type: ignore[misc]
+        """Keeps warnings and errors for the message; a build says much that nobody needs."""
+
+        def __init__(self) -> None:
+            library.ILogger.__init__(self)
+            self.lines: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= library.ILogger.Severity.WARNING:
+                self.lines = [*self.lines[-31:], f"{severity.name.lower()}: {' '.join(message.split())[:300]}"]
+
+    return Log()
+
+
+def _monitor_of(library: Any, progress: Progress, cancelled: threading.Event) -> Any:
+    class Monitor(library.IProgressMonitor):  # type: ignore[misc]
+        """The outermost phase's steps as a share; says no once cancelled, which ends the build at its next step."""
+
+        def __init__(self) -> None:
+            library.IProgressMonitor.__init__(self)
+            self._outer: tuple[str, int] | None = None
+            self._done = 0.0
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            if parent is None:
+                self._outer = (name, max(1, steps))
+            progress(self._done, name)
+
+        def step_complete(self, name: str, step: int) -> bool:
+            if self._outer is not None and name == self._outer[0]:
+                self._done = min(1.0, (step + 1) / self._outer[1])
+                progress(self._done, name)
+            return not cancelled.is_set()
+
+        def phase_finish(self, name: str) -> None:
+            if self._outer is not None and name == self._outer[0]:
+                progress(1.0, name)
+
+    return Monitor()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C as an event: the library would carry on, and swallow an exception raised in its callback."""
+    cancelled = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield cancelled
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        cancelled.set()
+
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield cancelled
+    finally:
+        signal.signal(signal.SIGINT, before)
