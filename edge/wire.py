@@ -48,6 +48,7 @@ class Refusal(StrEnum):
     VERSION = "version"
     CAMERA_NAME = "camera_name"
     CAMERA_UNKNOWN = "camera_unknown"
+    CAMERA_NOT_OF_KEY = "camera_not_of_key"
     NO_HELLO = "no_hello"
     SUPERSEDED = "superseded"
     OVER_WINDOW = "over_window"

@@ -17,7 +17,8 @@ PACKAGES = ("edge", "calib", "trainer")
 # except that a helper room may be named by its owner (second table).
 ORDER = [
     ("errors",),
-    ("run_kernels", "image_headers", "bundle_files", "model_file"),
+    ("run_kernels", "image_headers", "bundle_files", "model_file", "keys", "admission"),
+    ("signature",),
     ("images",),
     ("masks",),
     ("types",),
@@ -27,7 +28,7 @@ ORDER = [
     ("metrics",),
     ("sockets",),
     ("stages", "engines", "sources", "sinks"),
-    ("compile", "client", "sender", "inference", "pipeline", "health"),
+    ("compile", "client", "sender", "inference", "pipeline", "health", "doorkeeper"),
     ("daemon", "console", "demo"),
     ("cli", "commands"),
 ]

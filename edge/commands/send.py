@@ -35,6 +35,10 @@ def send(
     loop: Annotated[bool, typer.Option("--loop", help="Start over at the end of a folder or file.")] = False,
     count: Annotated[int | None, typer.Option(min=1, help="Stop after this many frames.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the daemon before giving up.")] = 30.0,
+    key: Annotated[
+        Path | None, typer.Option(help="The camera's secret key file, from `kizu keys camera NAME`.")
+    ] = None,
+    server_key: Annotated[Path | None, typer.Option(help="The daemon's public key file, to go with --key.")] = None,
     plain_off_host: Annotated[
         bool, typer.Option("--plain-off-host", help="Send unencrypted to another host, on a network that is yours.")
     ] = False,
@@ -47,12 +51,14 @@ def send(
         SinkError: the daemon admitted nothing for `timeout` seconds, or never acknowledged some frames.
     """
     from edge.clock import SystemClock
+    from edge.keys import client_keys
     from edge.sender import CameraSender
 
     _check_options(camera, fps, encoding, timeout)
     clock = SystemClock()
     pictures = open_source(source, camera, clock)
-    with pictures, CameraSender(to, camera, clock=clock, plain_off_host=plain_off_host) as sender:
+    keys = client_keys(key, server_key)
+    with pictures, CameraSender(to, camera, clock=clock, plain_off_host=plain_off_host, keys=keys) as sender:
         job = _Job(sender, clock, cast(Literal["png", "jpeg", "raw"], encoding), fps, count, timeout)
         try:
             job.send_all(pictures)
