@@ -402,7 +402,7 @@ def open_door(config: EdgeConfig, where: Path, context: Context, metrics: Metric
         warn("no key for this camera: it cannot connect", {"camera": name, "peers": config.security.peers})
     with _named(where, "security.peers"):
         peers = None if config.security.peers is None else Path(config.security.peers)
-        return Doorkeeper(context, peers, on_refused=metrics.refuse_connection, tell=warn)
+        return Doorkeeper(context, peers, on_refused=metrics.refuse_connection, on_step=metrics.connection, tell=warn)
 
 
 def _open_bundle(config: EdgeConfig, where: Path) -> ModelBundle:

@@ -33,20 +33,34 @@ REASONS: Final = ("key_unknown", "not_allowed", "no_key", "wrong_key", "list_unr
 """Why a connection did not come about, the labels of `kizu_connections_refused_total`.
 
 `key_unknown`, `not_allowed`: the list of peers says no. `list_unreadable`: nobody could say. `no_key`: the peer speaks
-another mechanism than the socket, so it has no keys. `wrong_key`: it cannot prove its key, or addresses another
+another mechanism than the socket, so it has no keys (it may notice first and leave: `abandoned`). `wrong_key`: it cannot prove its key, or addresses another
 daemon's key, or repeats somebody's recorded handshake. `malformed`: what it sends is no handshake. `abandoned`: it went
 away or said nothing within the time given.
+"""
+
+STEPS: Final = ("accepted", "admitted", "accept_failed")
+"""How far a connection came: taken by the system, through its handshake; or not taken at all, for want of descriptors.
+
+libzmq tells nothing of a peer whose first bytes are not its protocol, so such a one is only in `accepted`.
 """
 
 _PROTOCOL_REASONS: Final[Mapping[int, str]] = MappingProxyType(
     {zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC: "wrong_key", zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH: "no_key"}
 )
 _POLL_MS: Final = 200
+_EVENT_STEPS: Final[Mapping[int, str]] = MappingProxyType(
+    {
+        zmq.EVENT_ACCEPTED: "accepted",
+        zmq.EVENT_HANDSHAKE_SUCCEEDED: "admitted",
+        zmq.EVENT_ACCEPT_FAILED: "accept_failed",
+    }
+)
 _MAX_TOLD: Final = 256
 _CURVE_PARTS: Final = 7
 """version, request id, domain, address, routing id, mechanism, public key"""
 
 OnRefused = Callable[[str], None]
+OnStep = Callable[[str, str], None]
 Tell = Callable[[str, Mapping[str, object]], None]
 
 
@@ -54,7 +68,8 @@ class Doorkeeper:
     """Answers for all sockets of `context` that have keys; open it before them and close it after them.
 
     `peers` is the list's path, None where sockets have no keys and there is only something to count. `on_refused` gets
-    one of REASONS for every connection that does not come about, `tell` the same in words, once for each new text.
+    one of REASONS for every connection that does not come about, `on_step` a socket's name and one of STEPS, `tell`
+    what was refused in words, once for each new text.
 
     Raises:
         ConfigError: the list cannot be read.
@@ -66,11 +81,13 @@ class Doorkeeper:
         peers: Path | None = None,
         *,
         on_refused: OnRefused = lambda reason: None,
+        on_step: OnStep = lambda name, step: None,
         tell: Tell = lambda text, fields: None,
     ) -> None:
         self._context = context
         self._path = peers
         self._on_refused = on_refused
+        self._on_step = on_step
         self._tell = tell
         self._told: OrderedDict[str, None] = OrderedDict()
         self._seen = _version(peers)
@@ -181,12 +198,14 @@ class Doorkeeper:
         name = self._doors[door]
         if event == zmq.EVENT_MONITOR_STOPPED:
             return False
-        if event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+        if event in _EVENT_STEPS:
+            self._on_step(name, _EVENT_STEPS[event])
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
             reason = _PROTOCOL_REASONS.get(value, "malformed")
             self._refuse(reason, f"{name}: handshake failed ({reason}, {value:#x})")
         elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
             self._refuse("abandoned", f"{name}: handshake abandoned ({os.strerror(value)})")
-        return True  # a failure of authentication was our own answer, and is counted there
+        return True
 
     def _refuse(self, reason: str, detail: str) -> None:
         self._on_refused(reason)

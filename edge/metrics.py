@@ -152,6 +152,9 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self._connections = Counter(
+            "kizu_connections", "Connections by how far they came.", ["socket", "step"], registry=registry
+        )
         self._duplicates = Counter(
             "kizu_frames_duplicate",
             "Frames that came again; acknowledged, never judged twice.",
@@ -212,6 +215,10 @@ class Metrics:
     def refuse_connection(self, reason: str) -> None:
         """Count a connection that did not come about; a reason of `doorkeeper.REASONS`."""
         self._unconnected.labels(reason).inc()
+
+    def connection(self, socket: str, step: str) -> None:
+        """Count a connection that came as far as one of `doorkeeper.STEPS`."""
+        self._connections.labels(socket, step).inc()
 
     def duplicate(self, camera: str) -> None:
         """Count a frame that came again."""

@@ -32,9 +32,13 @@ _RECONNECT_IVL_MAX_MS: Final = 500
 SMALL_MESSAGE_BYTES: Final = 256 * 1024
 # Where libzmq asks whether a peer may come in: https://rfc.zeromq.org/spec/27/
 ZAP_ADDRESS: Final = "inproc://zeromq.zap.01"
-# Handshakes that were not finished; successful ones say nothing that the peer's first message would not.
 _DOOR_EVENTS: Final = (
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    zmq.EVENT_ACCEPTED
+    | zmq.EVENT_ACCEPT_FAILED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_MONITOR_STOPPED
 )
 _DOOR_HWM: Final = 1000
 
@@ -138,13 +142,13 @@ def zap(context: Context) -> Socket:
 
 
 def watch_door(made: Socket, context: Context) -> Socket:
-    """A socket that tells of failed handshakes at `made`; it must be read until `made` is closed.
+    """A socket that tells of connections and handshakes at `made`; it must be read until `made` is closed.
 
     libzmq's end of it waits where ours is full, which would stop all traffic of the context. It closes with `made`;
     a monitored socket that connects would have to be told, or it never reconnects, so this is for bound ones.
     """
     address = f"inproc://door-{secrets.token_hex(8)}"
-    made.monitor(address, _DOOR_EVENTS | zmq.EVENT_MONITOR_STOPPED)
+    made.monitor(address, _DOOR_EVENTS)
     return _connect(_make(zmq.PAIR, address, _DOOR_HWM, 1024, False, context), address)
 
 
