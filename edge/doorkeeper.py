@@ -33,9 +33,9 @@ REASONS: Final = ("key_unknown", "not_allowed", "no_key", "wrong_key", "list_unr
 """Why a connection did not come about, the labels of `kizu_connections_refused_total`.
 
 `key_unknown`, `not_allowed`: the list of peers says no. `list_unreadable`: nobody could say. `no_key`: the peer speaks
-another mechanism than the socket, so it has no keys (it may notice first and leave: `abandoned`). `wrong_key`: it cannot prove its key, or addresses another
-daemon's key, or repeats somebody's recorded handshake. `malformed`: what it sends is no handshake. `abandoned`: it went
-away or said nothing within the time given.
+another mechanism than the socket, so it has no keys (it may notice first and leave: `abandoned`). `wrong_key`: it
+cannot prove its key, or addresses another daemon's key, or repeats somebody's recorded handshake. `malformed`: what it
+sends is no handshake. `abandoned`: it went away or said nothing within the time given.
 """
 
 STEPS: Final = ("accepted", "admitted", "accept_failed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket as posix
+import struct
 import threading
 import time
 from collections import Counter
@@ -223,14 +224,13 @@ def _admitted_without_doorkeeper(ring: KeyRing, client: ClientKeys, enforce: boo
             router.bind(LOOPBACK)  # another port, with the options as they are now
         monitor = sockets.watch_door(router, context)
         dealer = sockets.dealer(sockets.bound_address(router), hwm=8, keys=client)
-        poller = zmq.Poller()
-        poller.register(dealer, zmq.POLLOUT)
-        poller.register(monitor, zmq.POLLIN)  # a handshake that failed
-        ready = dict(poller.poll(10_000))
+        event = zmq.EVENT_ACCEPTED
+        while event == zmq.EVENT_ACCEPTED:
+            assert monitor.poll(10_000)
+            (event,) = struct.unpack("=H", monitor.recv_multipart()[0][:2])
         for one in (dealer, router, monitor):
             one.close(linger=0)
-        assert ready
-        return dealer in ready
+        return event == zmq.EVENT_HANDSHAKE_SUCCEEDED
 
 
 class Recorder(threading.Thread):
