@@ -1,4 +1,4 @@
-"""Every socket that a whole line really makes, watched as it is made: limits on all, keys on all that can be reached."""
+"""Every socket that a whole line really makes, watched as it is made: limits on all, keys on all that have a peer."""
 
 from __future__ import annotations
 
