@@ -5,12 +5,13 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 SECONDS_DEMO ?= 20
+INPUTS_FUZZ ?= 2200000
 
 PIP = .venv/bin/pip --disable-pip-version-check install -q -c constraints.txt
 KIZU = .venv/bin/kizu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-train setup test check format bench compile-all clean
+.PHONY: help demo demo-train setup test check format fuzz bench compile-all clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +49,9 @@ format: setup  ## let ruff rewrite the code
 demo-train: setup  ## train the shipped demo bundle again, from the shipped photographs, into build/demo-bundle
 	@mkdir -p build
 	$(KIZU) train student-teacher --preset line --data edge/demo/photos --out build/demo-bundle
+
+fuzz: setup  ## over a million damaged inputs for every parser of what comes from outside, as JSON lines
+	.venv/bin/python tests/helpers/fuzzing.py --inputs $(INPUTS_FUZZ)
 
 bench: setup  ## every benchmark that needs no data beside the checkout, as JSON lines
 	@for name in engine segmentation throughput overhead startup memory fdfe; do .venv/bin/python benchmarks/$$name.py || exit 1; done

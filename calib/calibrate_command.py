@@ -44,8 +44,9 @@ def calibrate(
         raise CommandError(f"--out {out}: exists already, and bundles are written once; give a new path")
     if not out.absolute().parent.is_dir():
         raise CommandError(f"--out {out}: its folder does not exist; make it first")
+    source = open_bundle(bundle)
     certificate = certify(
-        open_bundle(bundle),
+        source,
         good,
         out,
         false_rejects=rate,
@@ -56,6 +57,9 @@ def calibrate(
     )
     for warning in certificate.warnings:
         typer.echo(f"warning: {warning}", err=True)
+    if source.signed_by is not None:
+        # Whoever signed the source vouched for its thresholds, not for these.
+        typer.echo(f"warning: {bundle} is signed, {out} is not: run `kizu sign {out} --key FILE`", err=True)
     typer.echo(msgspec.json.encode(certificate) if json else table(certificate))
 
 

@@ -10,6 +10,7 @@ may refer to is `model_file`, the engine that runs it is handed in. The layout i
     calibration.json  ScoreCalibration: thresholds and the good scores they came from
     provenance.json   what made it: data digests, configuration, seed, versions, training curve
     report/           pictures and tables for people
+    signature.json    optional: who vouches for all of the above (`signature`)
 
 `model_id` is the SHA-256 of bundle.json, which lists the digest of everything else.
 """
@@ -41,6 +42,7 @@ from edge.bundle_files import (
 )
 from edge.errors import BundleError, ParityError
 from edge.model_file import require_self_contained
+from edge.signature import MAX_SIGNATURE_BYTES, Digests, check_signature
 
 SCHEMA_VERSION = 1
 
@@ -203,7 +205,11 @@ class Golden:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelBundle:
-    """An opened bundle whose every byte was hashed; engines build from `model` and `coarse`, never from the path."""
+    """An opened bundle whose every byte was hashed; engines build from `model` and `coarse`, never from the path.
+
+    `signed_by` is the public key (Z85) whose signature over this content was checked, None without a signature; whether
+    that key is trusted is asked of a `signature.TrustStore`.
+    """
 
     path: Path
     model_id: str
@@ -213,6 +219,7 @@ class ModelBundle:
     calibration: ScoreCalibration
     provenance: dict[str, Any]
     coarse: bytes | None = None
+    signed_by: str | None = None
 
 
 class Runner(Protocol):
@@ -264,7 +271,29 @@ def open_bundle(path: Path | str) -> ModelBundle:
         data = _read_file(directory, name, manifest)
         if not name.startswith(REPORT_FOLDER):  # reports are verified, not kept
             content[name] = data
-    return _assemble(directory, manifest_bytes, manifest, content)
+    bundle = _assemble(directory, manifest_bytes, manifest, content)
+    if SIGNATURE not in present:
+        return bundle
+    signature = read_once(directory / SIGNATURE, MAX_SIGNATURE_BYTES)
+    files = _digests(manifest_bytes, manifest)
+    return replace(bundle, signed_by=check_signature(signature, files, str(directory / SIGNATURE)))
+
+
+def digests_of(bundle: ModelBundle) -> Digests:
+    """{file: (sha256, size)} of all that a signature of the bundle vouches for, as the bundle was opened.
+
+    Raises:
+        BundleError: the manifest on disk is another one by now.
+    """
+    manifest_bytes = read_once(bundle.path / MANIFEST, MAX_MANIFEST_BYTES)
+    if sha256_hex(manifest_bytes) != bundle.model_id:
+        raise BundleError(f"{bundle.path / MANIFEST} changed while the bundle was open; run the command again")
+    return _digests(manifest_bytes, bundle.manifest)
+
+
+def _digests(manifest_bytes: bytes, manifest: Manifest) -> Digests:
+    listed = {name: (digest.sha256, digest.size) for name, digest in manifest.files.items()}
+    return {**listed, MANIFEST: (sha256_hex(manifest_bytes), len(manifest_bytes))}
 
 
 def write_bundle(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -104,14 +105,7 @@ def parse_array(data: bytes, dtype: np.dtype[Any], shape: tuple[int | None, ...]
     Raises:
         BundleError: not .npy version 1.0, another dtype, shape or order, or another length than its header says.
     """
-    stream = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        if version != (1, 0):
-            raise ValueError(f"format version {version}, expected (1, 0)")
-        found, fortran, stored = np.lib.format.read_array_header_1_0(stream)
-    except ValueError as error:
-        raise BundleError(f"{where} is not a .npy array: {error}") from error
+    found, fortran, stored, start = _npy_header(data, where)
     expected = f"{dtype} {tuple('any' if side is None else side for side in shape)}"
     if stored != dtype or fortran or not _shape_fits(found, shape):
         raise BundleError(f"{where} holds {stored} {found}{' Fortran' if fortran else ''}, expected {expected}")
@@ -119,10 +113,34 @@ def parse_array(data: bytes, dtype: np.dtype[Any], shape: tuple[int | None, ...]
     count = 1
     for side in found:
         count *= side
-    start = stream.tell()
     if len(data) - start != count * dtype.itemsize:
         raise BundleError(f"{where} has {len(data) - start} bytes of values, its header says {count * dtype.itemsize}")
     return np.frombuffer(data, dtype, count, start).reshape(found)
+
+
+_NPY_MAGIC = b"\x93NUMPY\x01\x00"
+# What `array_bytes` writes, and nothing else: NumPy's own reader evaluates the header as Python, and on a damaged one
+# raises whatever its tokenizer does.
+_NPY_HEADER = re.compile(
+    rb"\{'descr': '([<|][a-z][0-9]{1,2})', 'fortran_order': (True|False), "
+    rb"'shape': \(((?:[0-9]{1,18}, )*[0-9]{0,18},?)\), \} *\n"
+)
+
+
+def _npy_header(data: bytes, where: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, Fortran order, dtype, and where the values start."""
+    if not data.startswith(_NPY_MAGIC):
+        raise BundleError(f"{where} is not a .npy array of format version 1.0")
+    start = 10 + int.from_bytes(data[8:10], "little")
+    parsed = _NPY_HEADER.fullmatch(data[10:start])
+    if parsed is None or len(data) < start:
+        raise BundleError(f"{where} is not a .npy array: no bundle's array has such a header; make it again")
+    try:
+        stored = np.dtype(parsed[1].decode())
+    except TypeError:
+        raise BundleError(f"{where} is not a .npy array: it holds {parsed[1].decode()!r}") from None
+    shape = tuple(int(side) for side in parsed[3].split(b",") if side.strip())
+    return shape, parsed[2] == b"True", stored, start
 
 
 def _shape_fits(found: tuple[int, ...], shape: tuple[int | None, ...]) -> bool:

@@ -19,6 +19,7 @@ from edge import images, sockets, wire
 from edge.clock import SystemClock
 from edge.errors import ImageRefused, SourceBroken, SourceTimeout, WireError
 from edge.events import DefectEvent
+from edge.keys import ClientKeys
 from edge.protocols import Clock
 from edge.wire import Head
 
@@ -36,7 +37,8 @@ class Subscriber:
 
     `line` None takes every line, `cameras` None every camera. Gaps are known only without `cameras`, because the log's
     sequence counts all cameras together; with `cameras`, `lost` stays 0 and `latest_head` is all there is. An event
-    published again (its frame came twice) is given once.
+    published again (its frame came twice) is given once. `keys` (from `edge.keys.load_client`) encrypt the connection
+    and admit this subscriber where the daemon asks for keys.
 
     Raises:
         ConfigError: the address cannot be used.
@@ -52,6 +54,7 @@ class Subscriber:
         clock: Clock | None = None,
         plain_off_host: bool = False,
         context: sockets.Context | None = None,
+        keys: ClientKeys | None = None,
     ) -> None:
         self.lost = 0
         """Events that the log numbered between two that arrived, or up to a head, and that did not arrive."""
@@ -67,7 +70,7 @@ class Subscriber:
         )  # (line, log epoch) -> newest sequence accounted for
         self._held: deque[Received] = deque()
         self._socket = sockets.sub(
-            address, _topics(line, self._cameras), hwm=_HWM, plain_off_host=plain_off_host, context=context
+            address, _topics(line, self._cameras), hwm=_HWM, plain_off_host=plain_off_host, context=context, keys=keys
         )
 
     def wait_until_connected(self, timeout_s: float) -> None:

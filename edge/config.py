@@ -103,6 +103,19 @@ class LimitsConfig(_Section, frozen=True):
     max_payload_bytes: Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)] = 64 * 1024 * 1024
 
 
+class SecurityConfig(_Section, frozen=True):
+    """[security]: keys of the wire and signers of bundles; all of it may be left out on a host of one's own.
+
+    `secret_key` is the daemon's key file, or `credential:NAME`; with it every socket is encrypted and `peers` lists who
+    may connect. `signers` is a public signing key or a folder of them; `require_signature` refuses every other bundle.
+    """
+
+    secret_key: _Text | None = None
+    peers: _Text | None = None
+    signers: _Text | None = None
+    require_signature: bool = False
+
+
 class EdgeConfig(_Section, frozen=True):
     """One line: its name, its bundle, its cameras and its addresses.
 
@@ -126,6 +139,7 @@ class EdgeConfig(_Section, frozen=True):
     segment: SegmentConfig = SegmentConfig()
     limits: LimitsConfig = LimitsConfig()
     watch: WatchConfig = WatchConfig()
+    security: SecurityConfig = SecurityConfig()
 
 
 def load_config(path: Path | str) -> EdgeConfig:
@@ -145,11 +159,13 @@ def load_config(path: Path | str) -> EdgeConfig:
     except msgspec.ValidationError as error:
         raise _explained(error, path, text) from None
     _require_distinct_cameras(config, path, text)
+    _require_whole_security(config.security, path, text)
     folder = path.absolute().parent
     return msgspec.structs.replace(
         config,
         bundle=str(folder / config.bundle),
         log=LogConfig(path=str(folder / config.log.path)),
+        security=_with_absolute_paths(config.security, folder),
     )
 
 
@@ -166,6 +182,7 @@ _TABLES: Final[dict[str, type[_Section]]] = {
     "limits": LimitsConfig,
     "log": LogConfig,
     "metrics": MetricsConfig,
+    "security": SecurityConfig,
     "segment": SegmentConfig,
     "watch": WatchConfig,
 }
@@ -196,6 +213,34 @@ def _require_distinct_cameras(config: EdgeConfig, path: Path, text: str) -> None
                 f"{path}:{where}: cameras.name {camera.name!r} is given twice; give each camera its own name"
             )
         seen.add(camera.name)
+
+
+def _require_whole_security(security: SecurityConfig, path: Path, text: str) -> None:
+    """Half of a protection is none, so it is refused."""
+    where = f"{path}:{_line_of(text, ['security'])}"
+    if (security.secret_key is None) != (security.peers is None):
+        given, other = ("secret_key", "peers") if security.peers is None else ("peers", "secret_key")
+        raise ConfigError(
+            f"{where}: security.{given} is given without security.{other}; encryption needs both: `kizu keys server` "
+            "makes the key, `kizu keys camera NAME` prints what goes into the list of peers"
+        )
+    if security.require_signature and security.signers is None:
+        raise ConfigError(
+            f"{where}: security.require_signature is true without security.signers; name the public key of whoever "
+            "signs your bundles (`kizu keys signing NAME`), or a folder of such keys"
+        )
+
+
+def _with_absolute_paths(security: SecurityConfig, folder: Path) -> SecurityConfig:
+    def absolute(value: str | None) -> str | None:
+        return value if value is None or value.startswith("credential:") else str(folder / value)
+
+    return SecurityConfig(
+        secret_key=absolute(security.secret_key),
+        peers=absolute(security.peers),
+        signers=absolute(security.signers),
+        require_signature=security.require_signature,
+    )
 
 
 # --- explaining a refusal ---------------------------------------------------------------------------------------------

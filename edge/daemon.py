@@ -22,18 +22,22 @@ import msgspec
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
+from edge.admission import AllowList
 from edge.bundle import GoldenCheck, ModelBundle, check_golden, open_bundle
 from edge.clock import SystemClock
 from edge.config import EdgeConfig, load_config
 from edge.docket import terms_of
+from edge.doorkeeper import Doorkeeper
 from edge.errors import BundleError, ConfigError, KizuError
 from edge.health import Notifier, State, state_of
 from edge.inference import Stages
+from edge.keys import ServerKeys, load_server
 from edge.metrics import Metrics, MetricsServer
 from edge.payloads import FrameLimits
 from edge.pipeline import Pipeline
 from edge.protocols import Clock, Engine
-from edge.sockets import check_address
+from edge.signature import TrustStore
+from edge.sockets import LINGER_MS, Context, check_address, new_context
 from edge.stages.decide import Decide
 from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
@@ -90,6 +94,8 @@ def check(config: EdgeConfig, where: Path) -> dict[str, str | int | float | bool
         ConfigError, BundleError, EngineError, ParityError: what is wrong, and the next step.
     """
     check_addresses(config, where)
+    open_keys(config, where)
+    check_peers(config, where)
     bundle = _open_bundle(config, where)
     make_stages(config, bundle, where)
     with open_warm_engine(config, bundle, where) as engine:
@@ -155,6 +161,10 @@ def serve(
         with _named(where, "log.path"):
             event_log = EventLog(Path(config.log.path), clock, capacity=max(1024, 2 * capacity), on_failure=log_failed)
         opened.callback(event_log.close)
+        keys = open_keys(config, where)
+        context = new_context()
+        opened.callback(context.destroy, LINGER_MS)
+        door = opened.enter_context(open_door(config, where, context, metrics, warn))
         with _named(where, "events_address"):
             publisher = Publisher(
                 config.events_address,
@@ -162,6 +172,9 @@ def serve(
                 clock,
                 head=(event_log.epoch, event_log.head),
                 plain_off_host=config.plain_off_host,
+                context=context,
+                keys=keys,
+                on_bound=lambda made: door.watch(made, "events"),
             )
         opened.callback(publisher.close)
         with warming_masks():
@@ -185,6 +198,9 @@ def serve(
                     max_pixels=config.limits.max_pixels, max_payload_bytes=config.limits.max_payload_bytes
                 ),
                 plain_off_host=config.plain_off_host,
+                context=context,
+                keys=keys,
+                on_bound=lambda made: door.watch(made, "frames"),
             )
         pipeline = Pipeline(
             source=source,
@@ -373,7 +389,9 @@ def check_addresses(config: EdgeConfig, where: Path) -> None:
         ("control_address", control, False),
     ):
         with _named(where, key):
-            check_address(address, off_host)
+            check_address(
+                address, off_host, secured=key != "control_address" and config.security.secret_key is not None
+            )
     if config.frames_address == config.events_address and not config.frames_address.endswith(":*"):
         raise ConfigError(
             f"{where}: events_address: {config.events_address!r} is the frames_address as well; give it its own port"
@@ -389,11 +407,65 @@ def _named(where: Path, key: str) -> Iterator[None]:
         raise ConfigError(f"{where}: {key}: {error}") from None
 
 
+def open_keys(config: EdgeConfig, where: Path) -> ServerKeys | None:
+    """The daemon's own keys; None where the configuration names none.
+
+    Raises:
+        ConfigError: the file is missing, open to others or malformed.
+    """
+    if config.security.secret_key is None:
+        return None
+    with _named(where, "security.secret_key"):
+        return load_server(config.security.secret_key)
+
+
+def check_peers(config: EdgeConfig, where: Path) -> list[str]:
+    """The configured cameras whose key is not on the list of peers, so that they cannot connect.
+
+    Raises:
+        ConfigError: the list cannot be read.
+    """
+    if config.security.peers is None:
+        return []
+    with _named(where, "security.peers"):
+        admitted = AllowList.load(config.security.peers).names("camera")
+    return [camera.name for camera in config.cameras if camera.name not in admitted]
+
+
+def open_door(config: EdgeConfig, where: Path, context: Context, metrics: Metrics, warn: Warn) -> Doorkeeper:
+    """Who decides about connections; must be there before any socket that has keys.
+
+    Raises:
+        ConfigError: the list of peers cannot be read.
+    """
+    for name in check_peers(config, where):
+        warn("no key for this camera: it cannot connect", {"camera": name, "peers": config.security.peers})
+    with _named(where, "security.peers"):
+        peers = None if config.security.peers is None else Path(config.security.peers)
+        return Doorkeeper(context, peers, on_refused=metrics.refuse_connection, on_step=metrics.connection, tell=warn)
+
+
 def _open_bundle(config: EdgeConfig, where: Path) -> ModelBundle:
     try:
-        return open_bundle(Path(config.bundle))
+        bundle = open_bundle(Path(config.bundle))
+        if config.security.require_signature:
+            require_signer(config, bundle, where)
+        return bundle
     except BundleError as error:
         raise BundleError(f"{where}: bundle: {error}") from error
+
+
+def require_signer(config: EdgeConfig, bundle: ModelBundle, where: Path) -> str:
+    """The trusted name by which the bundle is signed.
+
+    Raises:
+        ConfigError: the signers' keys cannot be read.
+        BundleError: nobody, or nobody trusted, signed it.
+    """
+    assert config.security.signers is not None  # load_config refuses the one key without the other
+    with _named(where, "security.signers"):
+        trusted = TrustStore.load(config.security.signers)
+    return trusted.signer(bundle.path, bundle.signed_by)
 
 
 def open_warm_engine(
@@ -491,7 +563,7 @@ def _warn_of_bundle(config: EdgeConfig, bundle: ModelBundle, warn: Warn) -> None
             "the threshold is provisional and certifies nothing; see `kizu calibrate`",
             {"bundle": config.bundle, "threshold": bundle.calibration.threshold},
         )
-    if config.plain_off_host:
+    if config.plain_off_host and config.security.secret_key is None:
         warn("plain_off_host: frames and events may leave this host unencrypted", {})
 
 

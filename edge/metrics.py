@@ -39,6 +39,11 @@ VERDICTS: Final = (
 )
 """Every (decision, reason) that a verdict can have."""
 
+CONNECTION_REFUSALS: Final = (
+    "key_unknown", "not_allowed", "no_key", "wrong_key", "list_unreadable", "malformed", "abandoned",
+)  # fmt: skip
+"""The reasons of `doorkeeper.REASONS`, which may not be imported from here; a test holds the two together."""
+
 _BUCKETS_S: Final = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -142,6 +147,15 @@ class Metrics:
         self._refused = Counter(
             "kizu_messages_refused", "Messages refused without a verdict, by reason.", ["reason"], registry=registry
         )
+        self._unconnected = Counter(
+            "kizu_connections_refused",
+            "Connections that did not come about, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self._connections = Counter(
+            "kizu_connections", "Connections by how far they came.", ["socket", "step"], registry=registry
+        )
         self._duplicates = Counter(
             "kizu_frames_duplicate",
             "Frames that came again; acknowledged, never judged twice.",
@@ -204,6 +218,8 @@ class Metrics:
         )
         self._refusals = {reason: self._refused.labels(reason) for reason in REFUSALS}
         self._stages = {stage: self._stage.labels(stage) for stage in STAGES}
+        for reason in CONNECTION_REFUSALS:
+            self._unconnected.labels(reason)
         for camera in cameras:
             self._duplicates.labels(camera)
             self._discarded.labels(camera)
@@ -215,6 +231,14 @@ class Metrics:
     def refuse(self, reason: str) -> None:
         """Count a message refused without a verdict."""
         self._refusals[reason].inc()
+
+    def refuse_connection(self, reason: str) -> None:
+        """Count a connection that did not come about; a reason of `doorkeeper.REASONS`."""
+        self._unconnected.labels(reason).inc()
+
+    def connection(self, socket: str, step: str) -> None:
+        """Count a connection that came as far as one of `doorkeeper.STEPS`."""
+        self._connections.labels(socket, step).inc()
 
     def duplicate(self, camera: str) -> None:
         """Count a frame that came again."""

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from edge import sockets, wire
 from edge.clock import SystemClock
 from edge.errors import SinkFull, WireError
+from edge.keys import ClientKeys
 from edge.payloads import Buffer, encode_image
 from edge.protocols import Clock
 from edge.ring import Ring
@@ -57,6 +58,7 @@ class Slot:
 class CameraSender:
     """One camera's connection to a daemon; one thread.
 
+    `keys` (from `edge.keys.load_client`) encrypt the connection and prove the camera's name where the daemon has keys.
     `epoch` is random unless given; `window` bounds the frames kept here, the daemon's own window may be smaller. After
     `resend_after_s` without a word from the daemon it says HELLO again and repeats what is unacknowledged. With a
     `ring` (a daemon on the same host, on an ipc:// address) pixels are grabbed into its slots and never copied.
@@ -78,6 +80,7 @@ class CameraSender:
         clock: Clock | None = None,
         plain_off_host: bool = False,
         context: sockets.Context | None = None,
+        keys: ClientKeys | None = None,
     ) -> None:
         self.sent = 0
         """Frames that left at least once."""
@@ -98,7 +101,10 @@ class CameraSender:
         self._granted = 0  # 0 until the daemon admits this camera
         self._hello_due = True
         self._heard_ns = self._clock.monotonic_ns()
-        self._socket = sockets.dealer(address, hwm=2 * window + 8, plain_off_host=plain_off_host, context=context)
+        self._hint = " Has its list of peers this camera's key, and is --server-key its own?" if keys else ""
+        self._socket = sockets.dealer(
+            address, hwm=2 * window + 8, plain_off_host=plain_off_host, context=context, keys=keys
+        )
 
     @property
     def camera(self) -> str:
@@ -255,7 +261,7 @@ class CameraSender:
             if remaining_ns <= 0:
                 raise SinkFull(
                     f"camera {self._camera}: no credit from {self._address} within {timeout_s} s, {self._standing()}; "
-                    "is the daemon running, and is this camera in its configuration?"
+                    f"is the daemon running, and is this camera in its configuration?{self._hint}"
                 )
             self.pump(remaining_ns / 1e9)
 

@@ -1,8 +1,8 @@
 """The one socket factory: every ZeroMQ socket of the project is made here, with all its limits set.
 
-Owns limits, addresses and the refusal to leave this host in plain text. What travels is `wire`; who talks is the
-callers' business. Credentials (CURVE) come with a later issue; until then a TCP address that is not loopback is
-refused unless the caller says `plain_off_host=True`.
+Owns limits, addresses, encryption and the refusal to leave this host in plain text. What travels is `wire`; who is
+admitted is the `doorkeeper`'s business. A socket that is given keys speaks CURVE and nothing else; without keys a TCP
+address that is not loopback is refused unless the caller says `plain_off_host=True`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 import zmq
 
 from edge.errors import ConfigError
+from edge.keys import ClientKeys, ServerKeys
 
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[zmq.Socket[bytes]]
@@ -29,6 +30,17 @@ _RECONNECT_IVL_MS: Final = 50
 _RECONNECT_IVL_MAX_MS: Final = 500
 # What a camera or a subscription may send to a socket that expects small messages only.
 SMALL_MESSAGE_BYTES: Final = 256 * 1024
+# Where libzmq asks whether a peer may come in: https://rfc.zeromq.org/spec/27/
+ZAP_ADDRESS: Final = "inproc://zeromq.zap.01"
+_DOOR_EVENTS: Final = (
+    zmq.EVENT_ACCEPTED
+    | zmq.EVENT_ACCEPT_FAILED
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_MONITOR_STOPPED
+)
+_DOOR_HWM: Final = 1000
 
 _TCP = re.compile(r"tcp://(?P<host>\[[0-9a-fA-F:]+\]|[^:/\[\]]+):(?P<port>\d{1,5}|\*)")
 _LOOPBACK = re.compile(r"localhost|127\.\d{1,3}\.\d{1,3}\.\d{1,3}")
@@ -36,38 +48,77 @@ _LOOPBACK = re.compile(r"localhost|127\.\d{1,3}\.\d{1,3}\.\d{1,3}")
 _IPC_PATH_BYTES: Final = 107
 
 
+def new_context() -> Context:
+    """A context of one's own; credentials are asked for once in each, so a daemon that has keys needs its own."""
+    return zmq.Context()
+
+
 def router(
-    address: str, *, hwm: int, max_message_bytes: int, plain_off_host: bool = False, context: Context | None = None
+    address: str,
+    *,
+    hwm: int,
+    max_message_bytes: int,
+    plain_off_host: bool = False,
+    context: Context | None = None,
+    keys: ServerKeys | None = None,
+    domain: str = "camera",
 ) -> Socket:
     """Bind the daemon's side of the cameras; `hwm` messages are held per camera, each part at most `max_message_bytes`.
+
+    With `keys`, peers need the right `domain`: a `Doorkeeper` of the same context grants it, or nobody comes in.
 
     Raises:
         ConfigError: the address cannot be used; the message says what to do.
     """
-    made = _make(zmq.ROUTER, address, hwm, max_message_bytes, plain_off_host, context)
+    made = _make(zmq.ROUTER, address, hwm, max_message_bytes, plain_off_host, context, keys)
+    _serve_curve(made, keys, domain)
     # A reply to an absent peer raises EHOSTUNREACH, one to a full peer EAGAIN, instead of vanishing.
     made.setsockopt(zmq.ROUTER_MANDATORY, 1)
     return _bind(made, address)
 
 
-def dealer(address: str, *, hwm: int, plain_off_host: bool = False, context: Context | None = None) -> Socket:
+def dealer(
+    address: str,
+    *,
+    hwm: int,
+    plain_off_host: bool = False,
+    context: Context | None = None,
+    keys: ClientKeys | None = None,
+) -> Socket:
     """Connect a camera; it takes messages only while connected, so nothing stale waits for a daemon that is gone."""
-    made = _make(zmq.DEALER, address, hwm, SMALL_MESSAGE_BYTES, plain_off_host, context)
+    made = _make(zmq.DEALER, address, hwm, SMALL_MESSAGE_BYTES, plain_off_host, context, keys)
+    _speak_curve(made, keys)
     made.setsockopt(zmq.IMMEDIATE, 1)
     return _connect(made, address)
 
 
-def xpub(address: str, *, hwm: int, plain_off_host: bool = False, context: Context | None = None) -> Socket:
+def xpub(
+    address: str,
+    *,
+    hwm: int,
+    plain_off_host: bool = False,
+    context: Context | None = None,
+    keys: ServerKeys | None = None,
+) -> Socket:
     """Bind a publisher; `hwm` messages are held per subscriber, a slower one loses the rest."""
     # All that subscribers send is topics.
-    return _bind(_make(zmq.XPUB, address, hwm, 1024, plain_off_host, context), address)
+    made = _make(zmq.XPUB, address, hwm, 1024, plain_off_host, context, keys)
+    _serve_curve(made, keys, "subscribe")
+    return _bind(made, address)
 
 
 def sub(
-    address: str, topics: list[bytes], *, hwm: int, plain_off_host: bool = False, context: Context | None = None
+    address: str,
+    topics: list[bytes],
+    *,
+    hwm: int,
+    plain_off_host: bool = False,
+    context: Context | None = None,
+    keys: ClientKeys | None = None,
 ) -> Socket:
     """Connect a subscriber to `topics`, in their order."""
-    made = _make(zmq.SUB, address, hwm, SMALL_MESSAGE_BYTES, plain_off_host, context)
+    made = _make(zmq.SUB, address, hwm, SMALL_MESSAGE_BYTES, plain_off_host, context, keys)
+    _speak_curve(made, keys)
     for topic in topics:
         made.setsockopt(zmq.SUBSCRIBE, topic)
     return _connect(made, address)
@@ -81,14 +132,34 @@ def wake_pair(context: Context | None = None) -> tuple[Socket, Socket]:
     return sleeper, waker
 
 
+def zap(context: Context) -> Socket:
+    """Bind the socket on which libzmq asks, for every peer of this context, whether it may come in.
+
+    Raises:
+        ConfigError: somebody answers in this context already.
+    """
+    return _bind(_make(zmq.REP, ZAP_ADDRESS, _DOOR_HWM, SMALL_MESSAGE_BYTES, False, context), ZAP_ADDRESS)
+
+
+def watch_door(made: Socket, context: Context) -> Socket:
+    """A socket that tells of connections and handshakes at `made`; it must be read until `made` is closed.
+
+    libzmq's end of it waits where ours is full, which would stop all traffic of the context. It closes with `made`;
+    a monitored socket that connects would have to be told, or it never reconnects, so this is for bound ones.
+    """
+    address = f"inproc://door-{secrets.token_hex(8)}"
+    made.monitor(address, _DOOR_EVENTS)
+    return _connect(_make(zmq.PAIR, address, _DOOR_HWM, 1024, False, context), address)
+
+
 def bound_address(made: Socket) -> str:
     """The address that a bound socket really has: the port is known where the system chose it."""
     endpoint = made.getsockopt(zmq.LAST_ENDPOINT)
     return bytes(endpoint).rstrip(b"\0").decode()
 
 
-def check_address(address: str, plain_off_host: bool) -> None:
-    """Refuse an address that is malformed, or off this host without the caller's saying so.
+def check_address(address: str, plain_off_host: bool, secured: bool = False) -> None:
+    """Refuse an address that is malformed, or off this host neither `secured` by keys nor by the caller's saying so.
 
     Raises:
         ConfigError: with the next step.
@@ -107,17 +178,24 @@ def check_address(address: str, plain_off_host: bool) -> None:
         raise ConfigError(f"address {address!r}: expected tcp://HOST:PORT or ipc://PATH, e.g. tcp://127.0.0.1:5550")
     if parts["host"].startswith("["):
         raise ConfigError(f"address {address!r}: IPv6 is switched off; give an IPv4 address or a name")
-    if not plain_off_host and not _LOOPBACK.fullmatch(parts["host"]):
+    if not (plain_off_host or secured) and not _LOOPBACK.fullmatch(parts["host"]):
         raise ConfigError(
             f"address {address!r} is not on this host, and traffic there would be neither encrypted nor authenticated; "
-            "use tcp://127.0.0.1:PORT or ipc://PATH, or state plain_off_host = true if the network is yours alone"
+            "give keys (`kizu keys`), use tcp://127.0.0.1:PORT or ipc://PATH, or state plain_off_host = true if the "
+            "network is yours alone"
         )
 
 
 def _make(
-    kind: int, address: str, hwm: int, max_message_bytes: int, plain_off_host: bool, context: Context | None
+    kind: int,
+    address: str,
+    hwm: int,
+    max_message_bytes: int,
+    plain_off_host: bool,
+    context: Context | None,
+    keys: ServerKeys | ClientKeys | None = None,
 ) -> Socket:
-    check_address(address, plain_off_host)
+    check_address(address, plain_off_host, secured=keys is not None)
     owner: Any = context if context is not None else zmq.Context.instance()
     made: Socket = owner.socket(kind)
     for option, value in (
@@ -134,6 +212,24 @@ def _make(
     ):
         made.setsockopt(option, value)
     return made
+
+
+def _serve_curve(made: Socket, keys: ServerKeys | None, domain: str) -> None:
+    if keys is None:
+        return
+    made.setsockopt(zmq.CURVE_SERVER, 1)
+    made.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
+    # A domain alone is not enough: without anybody to ask, libzmq would let every key in.
+    made.setsockopt(zmq.ZAP_DOMAIN, domain.encode())
+    made.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+
+
+def _speak_curve(made: Socket, keys: ClientKeys | None) -> None:
+    if keys is None:
+        return
+    made.setsockopt(zmq.CURVE_SERVERKEY, keys.server)
+    made.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
+    made.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
 
 
 def _bind(made: Socket, address: str) -> Socket:

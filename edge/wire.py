@@ -49,6 +49,7 @@ class Refusal(StrEnum):
     VERSION = "version"
     CAMERA_NAME = "camera_name"
     CAMERA_UNKNOWN = "camera_unknown"
+    CAMERA_NOT_OF_KEY = "camera_not_of_key"
     NO_HELLO = "no_hello"
     SUPERSEDED = "superseded"
     OVER_WINDOW = "over_window"
@@ -189,6 +190,9 @@ def parse_camera_message(parts: Sequence[Buffer]) -> Hello | FrameHeader | BadFr
         captured_ns = named.captured_ns if isinstance(named.captured_ns, int) else 0
         frame_id = FrameId(named.camera, named.epoch, named.sequence, captured_ns if 0 <= captured_ns < 2**63 else 0)
         return BadFrame(frame_id, "format", f"frame header: {error}")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        # A field that the envelope has skipped, so nobody looked at its text yet.
+        raise WireError(Refusal.HEADER_NOT_JSON, f"header is not JSON: {error}") from None
     check_name(header.camera, "camera")
     if len(parts) != 2:
         return BadFrame(header.id, "length", f"a frame message has 2 parts, header and payload, not {len(parts)}")

@@ -17,7 +17,8 @@ PACKAGES = ("edge", "calib", "trainer")
 # except that a helper room may be named by its owner (second table).
 ORDER = [
     ("errors",),
-    ("run_kernels", "image_headers", "bundle_files", "model_file", "ring", "graph"),
+    ("run_kernels", "image_headers", "bundle_files", "model_file", "ring", "graph", "keys", "admission"),
+    ("signature",),
     ("images",),
     ("masks",),
     ("types",),
@@ -27,7 +28,7 @@ ORDER = [
     ("metrics",),
     ("sockets",),
     ("stages", "engines", "sources", "sinks"),
-    ("compile", "client", "sender", "docket", "warrant", "inference", "pipeline", "health"),
+    ("compile", "client", "sender", "docket", "warrant", "inference", "pipeline", "health", "doorkeeper"),
     ("shadow", "bridge"),
     ("swap",),
     ("daemon", "console", "demo"),

@@ -38,6 +38,10 @@ def send(
     give_up_after: Annotated[
         float, typer.Option(min=0.0, help="Seconds for which a lost stream or device is opened again; 0: not at all.")
     ] = 86_400.0,
+    key: Annotated[
+        Path | None, typer.Option(help="The camera's secret key file, from `kizu keys camera NAME`.")
+    ] = None,
+    server_key: Annotated[Path | None, typer.Option(help="The daemon's public key file, to go with --key.")] = None,
     plain_off_host: Annotated[
         bool, typer.Option("--plain-off-host", help="Send unencrypted to another host, on a network that is yours.")
     ] = False,
@@ -50,12 +54,14 @@ def send(
         SinkError: the daemon admitted nothing for `timeout` seconds, or never acknowledged some frames.
     """
     from edge.clock import SystemClock
+    from edge.keys import client_keys
     from edge.sender import CameraSender
 
     _check_options(camera, fps, encoding, timeout)
     clock = SystemClock()
     pictures = open_source(source, camera, clock, give_up_after)
-    with pictures, CameraSender(to, camera, clock=clock, plain_off_host=plain_off_host) as sender:
+    keys = client_keys(key, server_key)
+    with pictures, CameraSender(to, camera, clock=clock, plain_off_host=plain_off_host, keys=keys) as sender:
         job = _Job(sender, clock, cast(Literal["png", "jpeg", "raw"], encoding), fps, count, timeout)
         try:
             job.send_all(pictures)

@@ -13,20 +13,27 @@ from edge.errors import CommandError, ParityError
 def verify(
     bundle: Annotated[Path, typer.Argument(help="The bundle's directory.")],
     backend: Annotated[str, typer.Option(help="Engine to check: openvino, onnxruntime or fake.")] = "openvino",
+    signers: Annotated[
+        Path | None, typer.Option(help="Require a signature by one of these: a public key file, or a folder of them.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """Check a bundle: hashes of all files, and its golden frames on this device.
+    """Check a bundle: hashes of all files, its signature, and its golden frames on this device.
 
     Raises:
-        BundleError: a file is missing, changed or malformed.
+        BundleError: a file is missing, changed or malformed, or with `signers` nobody of them signed it.
         EngineError: the backend is missing or refuses the model.
         ParityError: the golden frames come out beyond the tolerance.
     """
     from edge.bundle import check_golden, open_bundle
     from edge.engines.registry import open_engine, require_backend
+    from edge.signature import TrustStore
 
     name = require_backend(backend, CommandError)
     opened = open_bundle(bundle)
+    signer = "not asked (--signers)" if opened.signed_by else "nobody"
+    if signers is not None:
+        signer = TrustStore.load(signers).signer(bundle, opened.signed_by)
     with open_engine(opened, backend=name, max_batch=1) as engine:
         check = check_golden(opened, engine)
         spec = engine.spec
@@ -35,6 +42,8 @@ def verify(
         "model_id": opened.model_id,
         "files": len(opened.manifest.files),
         "bytes": sum(digest.size for digest in opened.manifest.files.values()),
+        "signer": signer,
+        "signed_by": opened.signed_by or "",
         "backend": spec.name,
         "backend_version": spec.version,
         "device": spec.device,

@@ -30,6 +30,8 @@ def watch(
     camera: Annotated[list[str] | None, typer.Option(help="Only this camera; may be given again.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Stop after this many events.")] = None,
     masks: Annotated[Path | None, typer.Option(help="Write each mask here as CAMERA-EPOCH-SEQUENCE.png.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Our secret key file, from `kizu keys subscriber NAME`.")] = None,
+    server_key: Annotated[Path | None, typer.Option(help="The daemon's public key file, to go with --key.")] = None,
     plain_off_host: Annotated[
         bool, typer.Option("--plain-off-host", help="Listen to another host, on a network that is yours.")
     ] = False,
@@ -41,6 +43,7 @@ def watch(
         ConfigError: the address cannot be used.
     """
     from edge.client import Subscriber
+    from edge.keys import client_keys
     from edge.wire import check_name
 
     try:
@@ -53,7 +56,8 @@ def watch(
             masks.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CommandError(f"--masks {masks}: {error.strerror}; name a folder that can be written") from None
-    with Subscriber(address, cameras=camera, plain_off_host=plain_off_host) as subscriber:
+    keys = client_keys(key, server_key)
+    with Subscriber(address, cameras=camera, plain_off_host=plain_off_host, keys=keys) as subscriber:
         try:
             if as_json:
                 _print_lines(subscriber, count, masks)

@@ -7,6 +7,7 @@ hint.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
@@ -15,6 +16,7 @@ import zmq
 from edge import sockets, wire
 from edge.errors import SinkError
 from edge.events import DefectEvent
+from edge.keys import ServerKeys
 from edge.payloads import Buffer
 from edge.protocols import Clock
 
@@ -26,7 +28,7 @@ class Publisher:
 
     A lock guards the socket, so `publish` may run in the log's writer thread and `tick` in another. `hwm` messages are
     held per subscriber; a slower one loses the rest, which ZeroMQ does not tell here: the subscriber counts the gap.
-    `head` is (log epoch, log sequence) at start.
+    `head` is (log epoch, log sequence) at start. With `keys` a `Doorkeeper` of `context` says who may listen.
 
     Raises:
         ConfigError: the address cannot be used.
@@ -42,6 +44,8 @@ class Publisher:
         hwm: int = 32,
         plain_off_host: bool = False,
         context: sockets.Context | None = None,
+        keys: ServerKeys | None = None,
+        on_bound: Callable[[sockets.Socket], None] = lambda made: None,
     ) -> None:
         self.published = 0
         self.dropped = 0
@@ -54,7 +58,8 @@ class Publisher:
         self._head_due_ns = clock.monotonic_ns()
         self._lock = threading.Lock()
         self._closed = False
-        self._socket = sockets.xpub(address, hwm=hwm, plain_off_host=plain_off_host, context=context)
+        self._socket = sockets.xpub(address, hwm=hwm, plain_off_host=plain_off_host, context=context, keys=keys)
+        on_bound(self._socket)
         self._address = sockets.bound_address(self._socket)
 
     @property

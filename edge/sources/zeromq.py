@@ -23,6 +23,7 @@ import zmq
 
 from edge import sockets, wire
 from edge.errors import ImageRefused, SourceBroken, SourceTimeout, WireError
+from edge.keys import ServerKeys
 from edge.payloads import FrameLimits
 from edge.protocols import Clock
 from edge.ring import RingView
@@ -65,7 +66,8 @@ class ZeroMqSource:
 
     `cameras` are the admitted names (None: any, at most 64); `window` is how many frames a camera may have
     unacknowledged. `known` and `acked_through` ask the event log, and are called only at a HELLO of an epoch that this
-    source does not hold. `on_refused` gets one word of `wire.REFUSALS`, `on_duplicate` the camera's name.
+    source does not hold. `on_refused` gets one word of `wire.REFUSALS`, `on_duplicate` the camera's name. With `keys`
+    every connection is encrypted, a `Doorkeeper` of `context` admits it, and a camera speaks only in its key's name.
 
     Raises:
         ConfigError: the address cannot be used.
@@ -85,6 +87,8 @@ class ZeroMqSource:
         limits: FrameLimits | None = None,
         plain_off_host: bool = False,
         context: sockets.Context | None = None,
+        keys: ServerKeys | None = None,
+        on_bound: Callable[[sockets.Socket], None] = lambda made: None,
     ) -> None:
         self.duplicates = 0
         """Frames that had a verdict already and were acknowledged again."""
@@ -103,6 +107,7 @@ class ZeroMqSource:
         self._on_refused = on_refused or (lambda reason: None)
         self._on_duplicate = on_duplicate or (lambda camera: None)
         self._limits = limits or FrameLimits()
+        self._keyed = keys is not None
         self._cameras: dict[str, _Camera] = {}
         # Every frame handed out and not yet acknowledged, over all epochs: bounded by the pipeline behind this source.
         self._in_flight: set[FrameKey] = set()
@@ -119,7 +124,9 @@ class ZeroMqSource:
                 max_message_bytes=max(self._limits.max_payload_bytes, wire.MAX_HEADER_BYTES),
                 plain_off_host=plain_off_host,
                 context=context,
+                keys=keys,
             )
+            on_bound(self._socket)
         except BaseException:
             self._sleeper.close(linger=0)
             self._waker.close(linger=0)
@@ -221,12 +228,13 @@ class ZeroMqSource:
         """Handle messages until one is a frame that needs a verdict, or none is left."""
         # Bounded, so that a peer that floods with refusable messages cannot keep acknowledgements from leaving.
         for _ in range(256):
-            parts = self._receive_parts()
-            if parts is None:
+            received = self._receive_parts()
+            if received is None:
                 return None
+            user, parts = received
             peer, message = bytes(parts[0]), parts[1:]
             try:
-                found = self._handle(peer, message)
+                found = self._handle(peer, message, user)
             except WireError as refused:
                 self._on_refused(refused.reason)
                 continue
@@ -234,21 +242,28 @@ class ZeroMqSource:
                 return found
         return None
 
-    def _receive_parts(self) -> list[memoryview] | None:
-        """The next message; one part more than any message has is kept as evidence, the rest is dropped at once."""
+    def _receive_parts(self) -> tuple[str | None, list[memoryview]] | None:
+        """Whose key sent the next message (None without keys), and its parts.
+
+        One part more than any message has is kept as evidence, the rest is dropped at once.
+        """
         try:
             part = self._socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return None
+        user = _owner_of_key(part) if self._keyed else None
         parts = [part.buffer]
         while part.more:
             part = self._socket.recv(zmq.NOBLOCK, copy=False)
             if len(parts) <= _MAX_PARTS:
                 parts.append(part.buffer)
-        return parts
+        return user, parts
 
-    def _handle(self, peer: bytes, message: list[memoryview]) -> Frame | Unreadable | None:
+    def _handle(self, peer: bytes, message: list[memoryview], user: str | None) -> Frame | Unreadable | None:
         header = wire.parse_camera_message(message)
+        name = header.camera if isinstance(header, Hello) else header.id.camera
+        if self._keyed and name != user:
+            raise WireError(Refusal.CAMERA_NOT_OF_KEY, f"camera {name}, but its key is that of {user}")
         if isinstance(header, Hello):
             self._admit(peer, header)
             return None
@@ -364,3 +379,11 @@ class ZeroMqSource:
             self.credits_unreachable += 1
             return False
         return True
+
+
+def _owner_of_key(part: zmq.Frame) -> str:
+    """The name that the doorkeeper gave the connection's key; none that a camera could bear if it gave none."""
+    try:
+        return str(part.get("User-Id"))
+    except zmq.ZMQError:
+        return ""

@@ -119,11 +119,12 @@ def test_a_file_that_no_digest_covers_is_refused(copy: Path, name: str) -> None:
         open_bundle(copy)
 
 
-def test_a_signature_may_lie_beside_the_manifest(copy: Path) -> None:
+def test_a_signature_may_lie_beside_the_manifest_but_must_be_one(copy: Path) -> None:
     """signature.json signs the manifest, so the manifest cannot list it."""
     (copy / "signature.json").write_bytes(b"{}")
 
-    open_bundle(copy)
+    with pytest.raises(BundleError, match="is no signature"):
+        open_bundle(copy)
 
 
 def test_links_are_refused_for_files_and_for_folders(copy: Path, tmp_path: Path) -> None:

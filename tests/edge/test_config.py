@@ -84,6 +84,8 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: py
         (('path = "events.sqlite"', ""), r":12: log.path is missing"),
         (('line = "line-1"', 'line = "line-1\\n"'), r":1: line: "),
         (('line = "line-1"', "line = line-1"), r"not TOML.*line 1"),
+        (("[log]", '[security]\npeers = "p.toml"\n[log]'), r":12: security.peers is given without .*secret_key"),
+        (("[log]", "[security]\nrequire_signature = true\n[log]"), r":12: security.require_signature .* without"),
         (("[log]", '[engine]\nbackend = "cuda"\n[log]'), r":13: engine.backend: invalid enum value 'cuda'"),
         (('frames_address = "tcp://127.0.0.1:5550"', "frames_address = 5550"), r":3: frames_address: expected `str`"),
     ],
@@ -132,8 +134,15 @@ def test_the_example_loads_as_it_stands_and_with_every_comment_taken_away(tmp_pa
     """What is commented out is the default, so that a reader can trust it."""
     text = EXAMPLE.read_text(encoding="utf-8")
     full = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
-    optional = {"roi_xywh = [64, 0, 512, 480]": "", "min_area_px = 16": "", "deadline_ms = 100.0": ""}
-    optional['control_address = "ipc:///run/kizu/line-1.control"'] = ""
+    optional = {
+        "roi_xywh = [64, 0, 512, 480]": "",
+        "min_area_px = 16": "",
+        "deadline_ms = 100.0": "",
+        'control_address = "ipc:///run/kizu/line-1.control"': "",
+        'secret_key = "/etc/kizu/keys/server.key"': "",
+        'peers = "/etc/kizu/peers.toml"': "",
+        'signers = "/etc/kizu/signers"': "",
+    }
     for given, nothing in optional.items():
         assert given in full
         full = full.replace(given, nothing)
