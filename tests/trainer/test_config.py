@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from edge.errors import CommandError
-from trainer.config import DUO, LINE, PRESETS, Schedule, choose_preset
+from trainer.config import DUO_STUDENTS, LINE, PRESETS, Schedule, choose_preset
 
 
 def test_without_a_preset_the_recommended_one_is_taken() -> None:
     """`kizu train student-teacher` alone is what a newcomer types."""
-    assert choose_preset("student-teacher", None) is DUO
+    assert choose_preset("student-teacher", None) is DUO_STUDENTS
 
 
 def test_unknown_names_are_refused_with_the_names_there_are() -> None:

@@ -185,7 +185,7 @@ def _brighter(net: DeployedStudentTeacher) -> DeployedStudentTeacher:
 
 
 def test_a_preset_without_students_learns_a_product_without_training(place: Path) -> None:
-    """The recommended preset; `--steps` has nothing to count."""
+    """`duo`: `--steps` has nothing to count."""
     result = run(place, "--preset", "duo")
 
     bundle = open_bundle(place / "bundle")
