@@ -261,6 +261,9 @@ def _keep(folder: Path, key: PlanKey, engine: bytes, build_s: float) -> Compiled
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise ConfigError(f"{folder}: {error.strerror}; free some space, or give another folder: --cache DIR") from None
+    except KeyboardInterrupt:  # between the bytes and the rename: a cancelled build leaves nothing
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     return CompiledPlan(key, folder / _ENGINE, described.sha256, described.size, described.build_s, fresh=True)
 
 
