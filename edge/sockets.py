@@ -50,9 +50,16 @@ def router(
     return _bind(made, address)
 
 
-def dealer(address: str, *, hwm: int, plain_off_host: bool = False, context: Context | None = None) -> Socket:
+def dealer(
+    address: str,
+    *,
+    hwm: int,
+    plain_off_host: bool = False,
+    context: Context | None = None,
+    max_message_bytes: int = SMALL_MESSAGE_BYTES,
+) -> Socket:
     """Connect a camera; it takes messages only while connected, so nothing stale waits for a daemon that is gone."""
-    made = _make(zmq.DEALER, address, hwm, SMALL_MESSAGE_BYTES, plain_off_host, context)
+    made = _make(zmq.DEALER, address, hwm, max_message_bytes, plain_off_host, context)
     made.setsockopt(zmq.IMMEDIATE, 1)
     return _connect(made, address)
 

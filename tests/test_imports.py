@@ -27,6 +27,7 @@ ORDER = [
     ("metrics",),
     ("sockets",),
     ("stages", "engines", "sources", "sinks"),
+    ("replay_client",),
     ("compile", "client", "sender", "inference", "pipeline", "health"),
     ("daemon", "console", "demo"),
     ("cli", "commands"),

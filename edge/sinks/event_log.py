@@ -196,7 +196,7 @@ class EventLog:
 
     def cursors(self) -> dict[str, int]:
         """Every registered subscriber's cursor; from any thread."""
-        return {name: cursor for name, cursor in self._ask("SELECT name, cursor FROM subscribers", ())}
+        return dict(self._ask("SELECT name, cursor FROM subscribers", ()))
 
     def _put(self, item: _Item) -> None:
         with self._progress:

@@ -22,7 +22,7 @@ _OLDEST: Final = """SELECT log_sequence, camera, camera_epoch, frame_sequence, e
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How much the log keeps: `max_bytes` of used pages, `max_age_s` since the verdict; None keeps without that limit."""
+    """What the log keeps: `max_bytes` of used pages, `max_age_s` since the verdict; None is no limit of that kind."""
 
     max_bytes: int | None = None
     max_age_s: float | None = None
@@ -31,7 +31,8 @@ class Retention:
 def used_bytes(connection: sqlite3.Connection) -> int:
     """Bytes of pages in use; a file never shrinks, its free pages are used again."""
     pages, free, size = (
-        int(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in ("page_count", "freelist_count", "page_size")
+        int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+        for name in ("page_count", "freelist_count", "page_size")
     )
     return (pages - free) * size
 

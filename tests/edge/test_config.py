@@ -132,7 +132,8 @@ def test_the_example_loads_as_it_stands_and_with_every_comment_taken_away(tmp_pa
     """What is commented out is the default, so that a reader can trust it."""
     text = EXAMPLE.read_text(encoding="utf-8")
     full = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
-    optional = {"roi_xywh = [64, 0, 512, 480]": "", "min_area_px = 16": ""}
+    optional = {"roi_xywh = [64, 0, 512, 480]": "", "min_area_px = 16": "", "retain_days = 365": ""}
+    optional |= {"retain_bytes = 10737418240": "", 'replay_address = "tcp://127.0.0.1:5552"': ""}
     for given, nothing in optional.items():
         assert given in full
         full = full.replace(given, nothing)
