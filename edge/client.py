@@ -44,10 +44,10 @@ class Subscriber:
     published again (its frame came twice) is given once.
 
     With `replay`, the log's replay address, nothing is missed within the log's retention: what did not arrive is
-    fetched, also for `cameras`, and large masks come along. `since` says where to begin: a place (log epoch, log sequence) that
-    the caller kept, the log's beginning, or now. With `name` the daemon keeps the place: `commit` moves it, the next
-    subscriber of that name goes on behind it, and `since` is for the first time only. `lost` then counts what retention
-    removed unseen (`gaps` says which), `new_logs` how often another log took the place of the one followed.
+    fetched, also for `cameras`, and large masks come along. `since` says where to begin: a place (log epoch, log
+    sequence) that the caller kept, the log's beginning, or now. With `name` the daemon keeps the place: `commit` moves
+    it, the next subscriber of that name goes on behind it, and `since` is for the first time only. `lost` then counts
+    what retention removed unseen (`gaps` says which), `new_logs` how often another log replaced the one followed.
 
     Raises:
         ConfigError: the address cannot be used, or `name` is given without `replay`.
