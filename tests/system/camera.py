@@ -1,6 +1,6 @@
 """A camera in a process of its own: sends small frames until it is killed and writes down each that was acknowledged.
 
-    python camera.py ADDRESS NAME FILE
+python camera.py ADDRESS NAME FILE
 """
 
 from __future__ import annotations

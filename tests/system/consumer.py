@@ -1,6 +1,6 @@
 """A registered subscriber in a process of its own: writes each event down once, then commits; goes on after a kill.
 
-    python consumer.py EVENTS_ADDRESS REPLAY_ADDRESS NAME FILE
+python consumer.py EVENTS_ADDRESS REPLAY_ADDRESS NAME FILE
 """
 
 from __future__ import annotations
