@@ -11,7 +11,7 @@ PIP = .venv/bin/pip --disable-pip-version-check install -q -c constraints.txt
 KIZU = .venv/bin/kizu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-train setup test check format fuzz test-system bench clean
+.PHONY: help demo demo-train setup test check format fuzz test-system bench soak-kill clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ test-system: setup  ## the unit under a real systemd in a container (root, syste
 
 bench: setup  ## every benchmark that needs no data beside the checkout, as JSON lines
 	@for name in engine segmentation throughput overhead startup memory fdfe; do .venv/bin/python benchmarks/$$name.py || exit 1; done
+
+soak-kill: setup  ## SIGKILL daemon, cameras and subscribers 1,000 times (hours): nothing lost, nothing twice
+	.venv/bin/python tests/system/kill_line.py --kills 1000
 
 clean:  ## remove .venv and build
 	rm -rf .venv build

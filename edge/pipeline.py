@@ -29,7 +29,7 @@ from edge.inference import EngineRunner, Scored, Stages, Unjudged
 from edge.metrics import Metrics
 from edge.protocols import Clock, Engine
 from edge.stages.infer import to_map
-from edge.types import DefectRegion, Frame, ModelInput, Reason, Unreadable, Verdict
+from edge.types import Decision, DefectRegion, Frame, FrameId, ModelInput, Reason, Unreadable, Verdict
 
 FrameKey = tuple[str, int, int]
 
@@ -66,7 +66,8 @@ class Pipeline:
     """Runs from `start` until `stop`, the source's end or a failure; then `failure` says what, None if nothing failed.
 
     `open_engine` makes a fresh, warm engine after the given one failed `FAILURES_BEFORE_REOPEN` batches in a row; when
-    that does not help, frames are answered INCONCLUSIVE(engine) until the daemon is restarted.
+    that does not help, frames are answered INCONCLUSIVE(engine) until the daemon is restarted. `on_reject` is shown
+    each frame that is rejected, in the verdict thread, and must not wait.
     """
 
     def __init__(
@@ -84,7 +85,9 @@ class Pipeline:
         max_batch: int,
         max_wait_ms: float,
         warn: Callable[[str, Mapping[str, object]], None],
+        on_reject: Callable[[FrameId, NDArray[np.uint8]], None] = lambda frame_id, image: None,
     ) -> None:
+        self._on_reject = on_reject
         self._source = source
         self._stages = stages
         self._log = log
@@ -271,6 +274,8 @@ class Pipeline:
         regions = self._stages.segment(anomaly_map, (height, width))
         verdict = self._stages.decide.verdict(frame, anomaly_map, regions)
         self._metrics.observe("segment", self._clock.monotonic_ns() - started_ns)
+        if verdict.decision is Decision.REJECT:
+            self._on_reject(frame.id, frame.image)
         return verdict
 
     def _conclude(self, verdict: Verdict) -> None:

@@ -28,6 +28,7 @@ ORDER = [
     ("metrics",),
     ("sockets",),
     ("stages", "engines", "sources", "sinks"),
+    ("replay_client",),
     ("compile", "client", "sender", "inference", "pipeline", "health", "doorkeeper"),
     ("daemon", "console", "demo"),
     ("cli", "commands"),

@@ -137,6 +137,9 @@ def test_the_example_loads_as_it_stands_and_with_every_comment_taken_away(tmp_pa
     optional = {
         "roi_xywh = [64, 0, 512, 480]": "",
         "min_area_px = 16": "",
+        "retain_days = 365": "",
+        "retain_bytes = 10737418240": "",
+        'replay_address = "tcp://127.0.0.1:5552"': "",
         'secret_key = "/etc/kizu/keys/server.key"': "",
         'peers = "/etc/kizu/peers.toml"': "",
         'signers = "/etc/kizu/signers"': "",
