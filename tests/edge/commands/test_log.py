@@ -6,8 +6,10 @@ import json
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -76,10 +78,13 @@ def test_stats_tell_head_subscribers_and_marks(log: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory, tiny_bundle: ModelBundle) -> tuple[Path, list[str]]:
+def judged(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bundle: ModelBundle, make_bundle: Callable[..., ModelBundle]
+) -> tuple[Path, list[str]]:
     """A line that has judged three frames of noise through OpenVINO; its configuration and the rejected events' ids."""
     folder = tmp_path_factory.mktemp("line")
-    path = write_config(folder / "line.toml", tiny_bundle.path, ["cam"])
+    strict = msgspec.structs.replace(tiny_bundle.calibration, threshold=0.05, pixel_threshold=0.04)
+    path = write_config(folder / "line.toml", make_bundle(folder / "strict", calibration=strict).path, ["cam"])
     stop = daemon.StopRequest()
 
     def send(ready: daemon.Ready) -> None:
