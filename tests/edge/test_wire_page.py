@@ -67,7 +67,7 @@ def test_the_subscriber_example_prints_three_events(capsys: pytest.CaptureFixtur
 
 
 def test_the_json_examples_are_what_the_code_reads() -> None:
-    """Hello, frame, credit, event, head, the log's questions and answers, in the page's order, with no field missing."""
+    """Hello, frame, credit, event, head, questions to the log and answers, in the page's order, no field missing."""
     hello, frame, credit, event, head, replay, events, cursor, at, refused = (text.encode() for text in JSON)
 
     assert isinstance(wire.parse_camera_message([hello]), wire.Hello)

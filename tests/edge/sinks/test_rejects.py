@@ -49,7 +49,7 @@ def test_the_oldest_make_room_by_bytes(tmp_path: Path) -> None:
     """The bound holds; a frame that could never fit is counted, not kept."""
     ring = fill(tmp_path, range(6), max_bytes=5000)
 
-    assert 0 < sum(file.stat().st_size for file in tmp_path.glob("*.png")) == ring.bytes <= 5000
+    assert 0 < sum(file.stat().st_size for file in tmp_path.glob("*.png")) == ring.size_bytes <= 5000
     assert kept(tmp_path)[-1] == 5
     assert fill(tmp_path / "small", range(2), max_bytes=100).dropped == 2
 
