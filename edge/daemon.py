@@ -204,7 +204,7 @@ def serve(
         def sample_log() -> None:
             metrics.set_depth("log", event_log.waiting)
             metrics.log_head.set(event_log.head)
-            metrics.log_bytes.set(event_log.bytes)
+            metrics.log_bytes.set(event_log.size_bytes)
             metrics.log_removed_through.set(event_log.removed_through)
             metrics.set_lags(event_log.head, event_log.cursors())
             metrics.replayed.set(0 if replay is None else replay.served)

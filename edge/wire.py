@@ -209,8 +209,10 @@ _frame_name = msgspec.json.Decoder(_FrameName)
 _credit = msgspec.json.Decoder(CreditState)
 _head = msgspec.json.Decoder(Head)
 _event = msgspec.json.Decoder(DefectEvent)
-_request = msgspec.json.Decoder(ReplayRequest | CursorRequest)
-_answer = msgspec.json.Decoder(ReplayHeader | CursorState | Refused)
+_request: msgspec.json.Decoder[ReplayRequest | CursorRequest] = msgspec.json.Decoder(ReplayRequest | CursorRequest)
+_answer: msgspec.json.Decoder[ReplayHeader | CursorState | Refused] = msgspec.json.Decoder(
+    ReplayHeader | CursorState | Refused
+)
 _encode = msgspec.json.Encoder().encode
 
 

@@ -94,8 +94,10 @@ def watch(
 
 
 def _place(since: str) -> Start:
-    if since == "now" or since == "beginning":
-        return since
+    if since == "now":
+        return "now"
+    if since == "beginning":
+        return "beginning"
     epoch, _, sequence = since.partition(":")
     if not (epoch.isdecimal() and sequence.isdecimal()):
         raise CommandError(

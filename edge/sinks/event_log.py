@@ -152,7 +152,7 @@ class EventLog:
         return self._head
 
     @property
-    def bytes(self) -> int:
+    def size_bytes(self) -> int:
         """Bytes in use, as of the last look of the writer."""
         return self._bytes
 

@@ -62,7 +62,7 @@ class RejectRing:
         self._thread.start()
 
     @property
-    def bytes(self) -> int:
+    def size_bytes(self) -> int:
         """What the kept frames take."""
         return self._bytes
 

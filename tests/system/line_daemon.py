@@ -2,8 +2,8 @@
 
     python line_daemon.py CONFIG.toml [--plant publish-first|ack-first] [--stop-at N]
 
-`--stop-at N` makes its log's writer stand still at its N-th group: in the right order between the commit and what is told
-about it, in a wrong one between what is told and the commit. The file `between` beside the configuration says so.
+`--stop-at N` makes its log's writer stand still at its N-th group: in the right order between the commit and what is
+told about it, in a wrong one between what is told and the commit. The file `between` beside the configuration says so.
 """
 
 from __future__ import annotations
