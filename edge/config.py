@@ -66,9 +66,16 @@ class MetricsConfig(_Section, frozen=True):
 
 
 class LogConfig(_Section, frozen=True):
-    """[log]: the event log's SQLite file."""
+    """[log]: the event log's SQLite file, and how much of it is kept: None without a limit of that kind.
+
+    `rejects_bytes` and `rejects_count` bound the frames of rejected parts that are kept beside it; 0 keeps none.
+    """
 
     path: _Text
+    retain_bytes: Annotated[int, Meta(ge=1024 * 1024)] | None = None
+    retain_days: Annotated[float, Meta(gt=0, le=36_500)] | None = None
+    rejects_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
+    rejects_count: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
 
 
 class BatchingConfig(_Section, frozen=True):
@@ -130,6 +137,7 @@ class EdgeConfig(_Section, frozen=True):
     events_address: _Text
     cameras: Annotated[tuple[CameraConfig, ...], Meta(min_length=1, max_length=64)]
     log: LogConfig
+    replay_address: _Text | None = None
     window: Annotated[int, Meta(ge=1, le=256)] = 8
     control_address: _Text | None = None
     plain_off_host: bool = False
@@ -164,7 +172,7 @@ def load_config(path: Path | str) -> EdgeConfig:
     return msgspec.structs.replace(
         config,
         bundle=str(folder / config.bundle),
-        log=LogConfig(path=str(folder / config.log.path)),
+        log=msgspec.structs.replace(config.log, path=str(folder / config.log.path)),
         security=_with_absolute_paths(config.security, folder),
     )
 

@@ -60,6 +60,7 @@ class Ready:
     line: str
     frames_address: str
     events_address: str
+    replay_address: str | None
     metrics_url: str
     model_id: str
     certified: bool
@@ -130,6 +131,9 @@ def serve(
     """
     from edge.sinks.event_log import EventLog
     from edge.sinks.publisher import Publisher
+    from edge.sinks.rejects import RejectRing, rejects_folder
+    from edge.sinks.replay import ReplayServer
+    from edge.sinks.retention import Retention
     from edge.sources.zeromq import ZeroMqSource
 
     started = time.monotonic()
@@ -159,12 +163,29 @@ def serve(
         # Twice what can be in flight: frames of a camera's earlier epoch may still be there.
         capacity = config.window * len(names)
         with _named(where, "log.path"):
-            event_log = EventLog(Path(config.log.path), clock, capacity=max(1024, 2 * capacity), on_failure=log_failed)
+            days = config.log.retain_days
+            event_log = EventLog(
+                Path(config.log.path),
+                clock,
+                capacity=max(1024, 2 * capacity),
+                on_failure=log_failed,
+                on_group=metrics.observe_group,
+                retention=Retention(config.log.retain_bytes, None if days is None else days * 86400),
+            )
         opened.callback(event_log.close)
         keys = open_keys(config, where)
         context = new_context()
         opened.callback(context.destroy, LINGER_MS)
         door = opened.enter_context(open_door(config, where, context, metrics, warn))
+        rejects: RejectRing | None = None
+        if config.log.rejects_count and config.log.rejects_bytes:
+            rejects = opened.enter_context(
+                RejectRing(
+                    rejects_folder(Path(config.log.path)),
+                    max_bytes=config.log.rejects_bytes,
+                    max_count=config.log.rejects_count,
+                )
+            )
         with _named(where, "events_address"):
             publisher = Publisher(
                 config.events_address,
@@ -177,6 +198,30 @@ def serve(
                 on_bound=lambda made: door.watch(made, "events"),
             )
         opened.callback(publisher.close)
+        replay: ReplayServer | None = None
+        if config.replay_address is not None:
+            with _named(where, "replay_address"):
+                replay = ReplayServer(
+                    config.replay_address,
+                    event_log,
+                    on_refused=metrics.refuse,
+                    on_failure=lambda why: warn("replay failed", {"error": why}),
+                    plain_off_host=config.plain_off_host,
+                    context=context,
+                    keys=keys,
+                    on_bound=lambda made: door.watch(made, "replay"),
+                )
+            opened.callback(replay.close)
+
+        def sample_log() -> None:
+            metrics.set_depth("log", event_log.waiting)
+            metrics.log_head.set(event_log.head)
+            metrics.log_bytes.set(event_log.size_bytes)
+            metrics.log_removed_through.set(event_log.removed_through)
+            metrics.set_lags(event_log.head, event_log.cursors())
+            metrics.replayed.set(0 if replay is None else replay.served)
+            metrics.rejects_dropped.set(0 if rejects is None else rejects.dropped)
+
         with warming_masks():
             engine = open_warm_engine(config, bundle, where, on_tiles=metrics.count_tiles)
             opened.push(engine.__exit__)
@@ -216,6 +261,7 @@ def serve(
             max_wait_ms=config.batching.max_wait_ms,
             warn=warn,
             terms={camera.name: terms_of(camera) for camera in config.cameras},
+            on_reject=(lambda frame_id, image: None) if rejects is None else rejects.put,
         )
         pipeline.start()
         with _named(where, "control_address"):
@@ -238,6 +284,7 @@ def serve(
             line=config.line,
             frames_address=source.address,
             events_address=publisher.address,
+            replay_address=None if replay is None else replay.address,
             metrics_url=f"http://{config.metrics.host}:{server.port}/metrics",
             model_id=bundle.model_id,
             certified=stages.decide.calibration.certified,
@@ -249,7 +296,7 @@ def serve(
             log.info("ready", **msgspec.to_builtins(ready))
             notifier.ready()
             on_ready(ready)
-            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, lambda: event_log.waiting)
+            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, sample_log)
         finally:
             notifier.stopping()
             metrics.set_state("stopping")
@@ -268,7 +315,7 @@ def _watch(
     stop: StopRequest,
     clock: Clock,
     log: Any,
-    log_waiting: Callable[[], int],
+    sample_log: Callable[[], None],
 ) -> None:
     """The main thread's loop: heads, queue depths, state and watchdog, a few times per second."""
     state: State | None = None
@@ -276,7 +323,7 @@ def _watch(
     while not stop.event.wait(_TICK_S) and not pipeline.ended:
         publisher.tick()
         pipeline.sample_queues()
-        metrics.set_depth("log", log_waiting())
+        sample_log()
         now_ns = clock.monotonic_ns()
         new = state_of(pipeline.progress(), now_ns)
         if new is not state:
@@ -383,15 +430,16 @@ def check_addresses(config: EdgeConfig, where: Path) -> None:
         ConfigError: names file and key.
     """
     control = config.control_address or default_control_address(config)
-    for key, address, off_host in (
-        ("frames_address", config.frames_address, config.plain_off_host),
-        ("events_address", config.events_address, config.plain_off_host),
-        ("control_address", control, False),
+    secured = config.security.secret_key is not None
+    for key, address, off_host, has_keys in (
+        ("frames_address", config.frames_address, config.plain_off_host, secured),
+        ("events_address", config.events_address, config.plain_off_host, secured),
+        ("replay_address", config.replay_address, config.plain_off_host, secured),
+        ("control_address", control, False, False),
     ):
         with _named(where, key):
-            check_address(
-                address, off_host, secured=key != "control_address" and config.security.secret_key is not None
-            )
+            if address is not None:
+                check_address(address, off_host, secured=has_keys)
     if config.frames_address == config.events_address and not config.frames_address.endswith(":*"):
         raise ConfigError(
             f"{where}: events_address: {config.events_address!r} is the frames_address as well; give it its own port"

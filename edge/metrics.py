@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter as Tally
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Final, Self
 
@@ -196,6 +196,22 @@ class Metrics:
         self._tiles_refined = Counter(
             "kizu_tiles_refined", "Those of kizu_tiles_total that were computed densely.", registry=registry
         )
+        self.log_head = Gauge("kizu_log_head", "The event log's last committed sequence.", registry=registry)
+        self.log_bytes = Gauge("kizu_log_bytes", "Bytes that the event log uses.", registry=registry)
+        self.log_removed_through = Gauge(
+            "kizu_log_removed_through", "The last log sequence that retention removed.", registry=registry
+        )
+        self._log_commit = Histogram(
+            "kizu_log_commit_seconds", "Insert to synced, per group.", buckets=_BUCKETS_S, registry=registry
+        )
+        self._log_group = Counter("kizu_log_group_events", "Events committed, over all groups.", registry=registry)
+        self._lag = Gauge(
+            "kizu_subscriber_lag_events", "Events a registered subscriber has not got.", ["name"], registry=registry
+        )
+        self.replayed = Gauge("kizu_replayed_events", "Events sent again since the start.", registry=registry)
+        self.rejects_dropped = Gauge(
+            "kizu_reject_frames_dropped", "Frames of rejected parts that could not be kept.", registry=registry
+        )
         self._crashes = Counter(
             "kizu_thread_crashes", "Threads that ended by an unforeseen error.", ["thread"], registry=registry
         )
@@ -255,6 +271,16 @@ class Metrics:
     def observe(self, stage: str, elapsed_ns: int) -> None:
         """Note how long one of STAGES took."""
         self._stages[stage].observe(elapsed_ns / 1e9)
+
+    def observe_group(self, events: int, elapsed_ns: int) -> None:
+        """Note one commit of the event log."""
+        self._log_group.inc(events)
+        self._log_commit.observe(elapsed_ns / 1e9)
+
+    def set_lags(self, head: int, cursors: Mapping[str, int]) -> None:
+        """Note how far each registered subscriber is behind `head`."""
+        for name, cursor in cursors.items():
+            self._lag.labels(name).set(max(0, head - cursor))
 
     def count_tiles(self, seen: int, refined: int) -> None:
         """Count tiles that were looked at coarsely, and those of them that were computed densely."""

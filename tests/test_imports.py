@@ -28,6 +28,7 @@ ORDER = [
     ("metrics",),
     ("sockets",),
     ("stages", "engines", "sources", "sinks"),
+    ("replay_client",),
     ("compile", "client", "sender", "docket", "warrant", "inference", "pipeline", "health", "doorkeeper"),
     ("shadow", "bridge"),
     ("swap",),
