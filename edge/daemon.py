@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -28,6 +28,7 @@ from edge.errors import BundleError, ConfigError, KizuError
 from edge.health import Notifier, State, state_of
 from edge.inference import Stages
 from edge.metrics import Metrics, MetricsServer
+from edge.opening import EngineOpener
 from edge.payloads import FrameLimits
 from edge.pipeline import Pipeline
 from edge.protocols import Clock, Engine
@@ -54,6 +55,7 @@ class Ready:
     model_id: str
     certified: bool
     backend: str
+    fallback: str | None
     golden_share_of_tolerance: float | None
     startup_s: float
 
@@ -80,7 +82,8 @@ def check(config: EdgeConfig, where: Path) -> dict[str, str | int | float | bool
     check_addresses(config, where)
     bundle = _open_bundle(config, where)
     make_stages(config, bundle, where)
-    with open_warm_engine(config, bundle, where) as engine:
+    opener = EngineOpener(config, bundle)
+    with opener.open() as engine:
         golden = check_engine(config, bundle, engine)
         return {
             "line": config.line,
@@ -90,6 +93,8 @@ def check(config: EdgeConfig, where: Path) -> dict[str, str | int | float | bool
             "certified": bundle.calibration.certified,
             "backend": engine.spec.name,
             "backend_version": engine.spec.version,
+            "device": engine.spec.device,
+            "fallback": opener.fallback,
             "golden_share_of_tolerance": None if golden is None else golden.max_rel_of_tolerance,
         }
 
@@ -153,11 +158,27 @@ def serve(
             )
         opened.callback(publisher.close)
         with warming_masks():
-            engine = open_warm_engine(config, bundle, where, on_tiles=metrics.count_tiles)
+
+            def fell_back(reason: str, why: str) -> None:
+                metrics.fall_back(reason)
+                warn("the GPU cannot be used: the CPU takes its place", {"reason": reason, "error": why})
+
+            opener = EngineOpener(config, bundle, on_tiles=metrics.count_tiles, on_fallback=fell_back)
+            engine = opener.open()
             opened.push(engine.__exit__)
             golden = check_engine(config, bundle, engine)
             engine.warmup()
         metrics.set_engine(engine.spec.name, engine.spec.version, engine.spec.device)
+
+        def open_again() -> Engine:
+            with ExitStack() as again:
+                fresh = again.enter_context(opener.open())
+                check_engine(config, bundle, fresh)  # it may be the CPU's, which has not answered for this bundle yet
+                fresh.warmup()
+                again.pop_all()
+            metrics.set_engine(fresh.spec.name, fresh.spec.version, fresh.spec.device)
+            return fresh
+
         manifest = bundle.manifest
         metrics.set_model(
             bundle.model_id, manifest.name, manifest.method, manifest.preset, stages.decide.calibration.certified
@@ -180,7 +201,7 @@ def serve(
         pipeline = Pipeline(
             source=source,
             engine=engine,
-            open_engine=lambda: open_warm_engine(config, bundle, where, warm=True, on_tiles=metrics.count_tiles),
+            open_engine=open_again,
             stages=stages,
             log=event_log,
             publisher=publisher,
@@ -200,6 +221,7 @@ def serve(
             model_id=bundle.model_id,
             certified=stages.decide.calibration.certified,
             backend=f"{engine.spec.name} {engine.spec.version}",
+            fallback=opener.fallback,
             golden_share_of_tolerance=None if golden is None else golden.max_rel_of_tolerance,
             startup_s=round(time.monotonic() - started, 3),
         )
@@ -207,7 +229,7 @@ def serve(
             log.info("ready", **msgspec.to_builtins(ready))
             notifier.ready()
             on_ready(ready)
-            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, lambda: event_log.waiting)
+            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, lambda: event_log.waiting, opener)
         finally:
             notifier.stopping()
             metrics.set_state("stopping")
@@ -226,6 +248,7 @@ def _watch(
     clock: Clock,
     log: Any,
     log_waiting: Callable[[], int],
+    opener: EngineOpener,
 ) -> None:
     """The main thread's loop: heads, queue depths, state and watchdog, a few times per second."""
     state: State | None = None
@@ -235,11 +258,11 @@ def _watch(
         pipeline.sample_queues()
         metrics.set_depth("log", log_waiting())
         now_ns = clock.monotonic_ns()
-        new = state_of(pipeline.progress(), now_ns)
+        new = state_of(replace(pipeline.progress(), engine_fallback=opener.fallback is not None), now_ns)
         if new is not state:
             log.info("state", state=new.value, before=None if state is None else state.value)
             metrics.set_state(new.value)
-            notifier.status(new.value)
+            notifier.status(new.value if opener.fallback is None else f"{new.value}: no GPU ({opener.fallback})")
             state = new
         # A stalled line keeps silent, so that systemd restarts it.
         due_s = None if notifier.watchdog_s is None else notifier.watchdog_s / 3
@@ -356,31 +379,6 @@ def _open_bundle(config: EdgeConfig, where: Path) -> ModelBundle:
         return open_bundle(Path(config.bundle))
     except BundleError as error:
         raise BundleError(f"{where}: bundle: {error}") from error
-
-
-def open_warm_engine(
-    config: EdgeConfig,
-    bundle: ModelBundle,
-    where: Path,
-    *,
-    warm: bool = False,
-    on_tiles: Callable[[int, int], None] = lambda seen, refined: None,
-) -> Engine:
-    """The configured engine for `bundle`, warmed if asked; `on_tiles` is told what its coarse pass finds."""
-    from edge.engines.registry import open_engine
-
-    engine = open_engine(
-        bundle,
-        backend=config.engine.backend,
-        device=config.engine.device,
-        streams=config.engine.streams,
-        max_batch=config.batching.max_batch,
-        refine=config.engine.refine,
-        on_tiles=on_tiles,
-    )
-    if warm:
-        engine.warmup()
-    return engine
 
 
 def check_engine(config: EdgeConfig, bundle: ModelBundle, engine: Engine) -> GoldenCheck | None:

@@ -28,6 +28,7 @@ ORDER = [
     ("sockets",),
     ("stages", "engines", "sources", "sinks"),
     ("compile", "client", "sender", "inference", "pipeline", "health"),
+    ("opening",),
     ("daemon", "console", "demo"),
     ("cli", "commands"),
 ]
