@@ -10,7 +10,7 @@ PIP = .venv/bin/pip --disable-pip-version-check install -q -c constraints.txt
 KIZU = .venv/bin/kizu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-train setup test check format bench clean
+.PHONY: help demo demo-train setup test test-gpu check format bench bench-gpu kernels clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,16 @@ demo-train: setup  ## train the shipped demo bundle again, from the shipped phot
 
 bench: setup  ## every benchmark that needs no data beside the checkout, as JSON lines
 	@for name in engine segmentation throughput overhead startup memory fdfe; do .venv/bin/python benchmarks/$$name.py || exit 1; done
+
+test-gpu: setup  ## the tests that need an NVIDIA GPU; prints device and versions
+	.venv/bin/kizu doctor
+	.venv/bin/python -m pytest -m gpu -s -rs
+
+bench-gpu: setup  ## the benchmarks that need an NVIDIA GPU, as JSON; fails without one
+	.venv/bin/python benchmarks/gpu.py
+
+kernels:  ## build our CUDA kernels for every supported GPU (needs nvcc)
+	sh edge/engines/kernels/build.sh
 
 clean:  ## remove .venv and build
 	rm -rf .venv build
