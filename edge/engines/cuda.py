@@ -133,17 +133,16 @@ class CudaDevice:
             found(*arguments, block=(_BLOCK, 1, 1), grid=(-(-cells // _BLOCK), 1), stream=stream)
 
     def close(self) -> None:
-        failures: tuple[type[Exception], ...] = (self._driver.Error,)
-        with suppress(failures):
+        with suppress(self._driver.Error):
             self._context.synchronize()
         for free in self._frees():
-            with suppress(failures):
+            with suppress(self._driver.Error):
                 free()
         self._made.clear()
         self._memory.clear()
         self._pinned.clear()
         self._kernels.clear()
-        with suppress(failures):
+        with suppress(self._driver.Error):
             self._context.pop()
 
     def _frees(self) -> Iterator[Callable[[], None]]:
