@@ -11,7 +11,7 @@ PIP = .venv/bin/pip --disable-pip-version-check install -q -c constraints.txt
 KIZU = .venv/bin/kizu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-train setup test check format fuzz test-system bench soak-kill compile-all clean
+.PHONY: help demo demo-train setup test test-gpu check format fuzz test-system bench bench-gpu kernels soak-kill compile-all clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,16 @@ compile-all: setup  ## build every preset's graph for every GPU target at every 
 
 soak-kill: setup  ## SIGKILL daemon, cameras and subscribers 1,000 times (hours): nothing lost, nothing twice
 	.venv/bin/python tests/system/kill_line.py --kills 1000
+
+test-gpu: setup  ## the tests that need an NVIDIA GPU; prints device and versions
+	.venv/bin/kizu doctor
+	.venv/bin/python -m pytest -m gpu -s -rs
+
+bench-gpu: setup  ## the benchmarks that need an NVIDIA GPU, as JSON; fails without one
+	.venv/bin/python benchmarks/gpu.py
+
+kernels:  ## build our CUDA kernels for every supported GPU (needs nvcc)
+	sh edge/engines/kernels/build.sh
 
 clean:  ## remove .venv and build
 	rm -rf .venv build

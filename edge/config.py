@@ -32,11 +32,15 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class EngineConfig(_Section, frozen=True):
     """[engine]: which backend runs the graph, where, and on how many streams side by side.
 
-    `refine` false computes every tile densely, also where the bundle has a coarse graph to look with first.
+    `refine` false computes every tile densely, also where the bundle has a coarse graph to look with first. `precision`
+    and `on_gpu_failure` are TensorRT's: where the GPU cannot be used, "cpu" goes on with OpenVINO, says so and counts
+    it, "refuse" does not start.
     """
 
-    backend: Literal["openvino", "onnxruntime", "fake"] = "openvino"
+    backend: Literal["openvino", "onnxruntime", "tensorrt", "fake"] = "openvino"
     device: _Text = "cpu"
+    precision: Literal["fp32", "fp16", "bf16", "int8", "fp8"] = "fp16"
+    on_gpu_failure: Literal["cpu", "refuse"] = "refuse"
     streams: Annotated[int, Meta(ge=1, le=64)] = 2
     refine: bool = True
 

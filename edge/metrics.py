@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from edge.bundle import Manifest
-from edge.errors import ConfigError
+from edge.errors import DEVICE_REASONS, ConfigError
 from edge.events import DefectEvent
 from edge.protocols import Clock
 from edge.types import Decision, Reason
@@ -187,6 +187,12 @@ class Metrics:
         )
         self.engine_failures = Counter("kizu_engine_failures", "Batches that the engine failed.", registry=registry)
         self.engine_reopens = Counter("kizu_engine_reopens", "Times the engine was opened again.", registry=registry)
+        self._fallbacks = Counter(
+            "kizu_engine_fallbacks",
+            "Times the CPU took the GPU's place, by reason.",
+            ["reason"],
+            registry=registry,
+        )
         self.publish_drops = Counter(
             "kizu_events_unpublished", "Logged events that the publisher's socket refused.", registry=registry
         )
@@ -236,6 +242,8 @@ class Metrics:
         self._stages = {stage: self._stage.labels(stage) for stage in STAGES}
         for reason in CONNECTION_REFUSALS:
             self._unconnected.labels(reason)
+        for reason in DEVICE_REASONS:
+            self._fallbacks.labels(reason)
         for camera in cameras:
             self._duplicates.labels(camera)
             self._discarded.labels(camera)
@@ -287,6 +295,10 @@ class Metrics:
         self._tiles.inc(seen)
         self._tiles_refined.inc(refined)
 
+    def fall_back(self, reason: str) -> None:
+        """Count the CPU taking the place of the GPU; `reason` is one of DEVICE_REASONS."""
+        self._fallbacks.labels(reason).inc()
+
     def crash(self, thread: str) -> None:
         """Count a thread that ended by an unforeseen error."""
         self._crashes.labels(thread).inc()
@@ -301,7 +313,8 @@ class Metrics:
             self._state.labels(name).set(name == state)
 
     def set_engine(self, backend: str, version: str, device: str) -> None:
-        """Say what runs the graph."""
+        """Say what runs the graph, in place of what did."""
+        self._engine.clear()
         self._engine.labels(backend, version, device).set(1)
 
     def set_model(self, model_id: str, manifest: Manifest, certified: bool) -> None:

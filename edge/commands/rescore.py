@@ -148,13 +148,15 @@ def _judge(config: EdgeConfig, where: Path, frame: Frame) -> tuple[DefectEvent, 
     from edge.bundle import open_bundle
     from edge.clock import SystemClock
     from edge.metrics import Metrics
+    from edge.opening import EngineOpener
     from edge.pipeline import Pipeline
 
     bundle, clock, answer = open_bundle(Path(config.bundle)), SystemClock(), _Answer()
+    opener = EngineOpener(config, bundle)
     pipeline = Pipeline(
         source=_OneFrame(frame),
-        engine=daemon.open_warm_engine(config, bundle, where, warm=True),
-        open_engine=lambda: daemon.open_warm_engine(config, bundle, where, warm=True),
+        engine=opener.open(),
+        open_engine=opener.open,
         stages=daemon.make_stages(config, bundle, where),
         log=answer,
         publisher=answer,
