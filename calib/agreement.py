@@ -5,7 +5,6 @@ Owns the figures and the gate. Which frames, and what is done after a refusal, i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -141,10 +140,10 @@ def table(found: Agreement, precision: str) -> str:
     rows: list[tuple[str, str, str]] = [
         ("", "before", precision),
         ("threshold", f"{found.threshold_before:.6g}", f"{found.threshold_after:.6g}"),
-        ("good rejected", *_of((found.rejected_good_before, found.rejected_good_after), found.good)),
+        ("good rejected", *_of(found.rejected_good_before, found.rejected_good_after, found.good)),
     ]
     if found.bad:
-        rows.append(("bad missed", *_of((found.missed_bad_before, found.missed_bad_after), found.bad)))
+        rows.append(("bad missed", *_of(found.missed_bad_before, found.missed_bad_after, found.bad)))
     if found.auroc_before is not None and found.auroc_after is not None:
         rows.append(("image AUROC", f"{found.auroc_before:.4f}", f"{found.auroc_after:.4f}"))
     lines = [f"{name:<18}{before:>14}{after:>14}" for name, before, after in rows]
@@ -159,8 +158,8 @@ def table(found: Agreement, precision: str) -> str:
     return "\n".join(lines)
 
 
-def _of(counts: Iterable[int], total: int) -> Sequence[str]:
-    return [f"{count} of {total}" for count in counts]
+def _of(before: int, after: int, total: int) -> tuple[str, str]:
+    return f"{before} of {total}", f"{after} of {total}"
 
 
 def _correlation(before: NDArray[np.float64], after: NDArray[np.float64]) -> float | None:

@@ -9,7 +9,7 @@ statistics, normalization and reductions, is left as it is. Weights are symmetri
 symmetric per tensor. The bias stays float32: an int32 bias would tie it to one activation's scale, and TensorRT wants
 none. It takes up what rounding the weights does to the mean input (Nagel et al., Data-Free Quantization, 2019, section
 4.2, here with means that were measured): the first layer sees pixels far from zero, where that error outweighed all
-others together (demo bundle: map error 1.30 without, 0.19 with it). Precision is in the graph; there is no other switch.
+others together (demo bundle: map error 1.30 without, 0.19 with it). Precision is in the graph; no switch is left.
 """
 
 from __future__ import annotations
@@ -277,7 +277,8 @@ class _Rewrite:
         self._precision = precision
         self._rounded: dict[str, str] = {}
         self._weights: dict[str, str] = {}
-        self._before: dict[int, list[onnx.NodeProto]] = {}
+        self._first: list[onnx.NodeProto] = []
+        self._after: dict[int, list[onnx.NodeProto]] = {}
         self._named = {_name(node): node for node in graph.nodes if node.op_type == "Conv"}
 
     def layer(self, layer: Layer, limit: float, mean: NDArray[np.float64]) -> None:
@@ -289,27 +290,27 @@ class _Rewrite:
         scales = channel_scales(values, self._precision)
         self._correct_bias(node, values, scales, mean, _MIDDLE_GRAY if layer.pixels else 0.0)
         if layer.pixels:
-            source, limit = self._shifted(layer.tensor, node), LARGEST["int8"]
+            source, limit = self._shifted(layer.tensor), LARGEST["int8"]
         else:
             source = layer.tensor
         self._weight(node, values, scales)
         taker = node if node.input[0] == layer.tensor else self._graph.makers[node.input[0]]
         if taker.input[0] == layer.tensor:  # else another convolution behind the same pooling was here
-            taker.input[0] = self._round(source, limit, taker)
+            taker.input[0] = self._round(source, limit, layer.tensor)
 
     def finish(self) -> None:
-        """Write the nodes back, each new one before the first that takes its output."""
+        """Write the nodes back, each new one right after what it comes from."""
         graph = self._graph.graph
-        nodes = [one for node in self._graph.nodes for one in (*self._before.get(id(node), []), node)]
+        nodes = [one for node in self._graph.nodes for one in (node, *self._after.get(id(node), []))]
         del graph.node[:]
-        graph.node.extend(nodes)
+        graph.node.extend([*self._first, *nodes])
         del graph.value_info[:]
         used = {tensor for node in graph.node for tensor in node.input}
         kept = [tensor for tensor in graph.initializer if tensor.name in used]
         del graph.initializer[:]
         graph.initializer.extend(kept)
 
-    def _round(self, tensor: str, limit: float, taker: onnx.NodeProto) -> str:
+    def _round(self, tensor: str, limit: float, origin: str) -> str:
         from onnx import helper
 
         if tensor in self._rounded:
@@ -318,19 +319,19 @@ class _Rewrite:
         self._add(scale, np.array(limit / LARGEST[self._precision], np.float32))
         self._add_low(zero, np.zeros(()))
         low, back = f"{tensor}__{self._precision}", f"{tensor}__rounded"
-        self._put(taker, helper.make_node("QuantizeLinear", [tensor, scale, zero], [low], name=f"quantize {tensor}"))
-        self._put(taker, helper.make_node("DequantizeLinear", [low, scale, zero], [back], name=f"dequantize {tensor}"))
+        self._put(origin, helper.make_node("QuantizeLinear", [tensor, scale, zero], [low], name=f"quantize {tensor}"))
+        self._put(origin, helper.make_node("DequantizeLinear", [low, scale, zero], [back], name=f"dequantize {tensor}"))
         self._rounded[tensor] = back
         return back
 
-    def _shifted(self, tensor: str, taker: onnx.NodeProto) -> str:
+    def _shifted(self, tensor: str) -> str:
         """The pixels minus 128, which int8 holds exactly; made once."""
         from onnx import helper
 
         moved = f"{tensor}__centered"
         if moved not in self._rounded:
             self._add(f"{tensor}__gray", np.array(_MIDDLE_GRAY, np.float32))
-            self._put(taker, helper.make_node("Sub", [tensor, f"{tensor}__gray"], [moved], name=f"center {tensor}"))
+            self._put(tensor, helper.make_node("Sub", [tensor, f"{tensor}__gray"], [moved], name=f"center {tensor}"))
         return moved
 
     def _correct_bias(
@@ -367,12 +368,14 @@ class _Rewrite:
             self._add_low(zero, np.zeros(len(scales)))
             back = f"{weight}__rounded"
             name = f"dequantize {weight}"
-            self._put(node, helper.make_node("DequantizeLinear", [low, scale, zero], [back], name=name, axis=0))
+            self._first.append(helper.make_node("DequantizeLinear", [low, scale, zero], [back], name=name, axis=0))
             self._weights[weight] = back
         node.input[1] = self._weights[weight]
 
-    def _put(self, taker: onnx.NodeProto, made: onnx.NodeProto) -> None:
-        self._before.setdefault(id(taker), []).append(made)
+    def _put(self, origin: str, made: onnx.NodeProto) -> None:
+        """Behind the node that makes `origin`."""
+        maker = self._graph.makers.get(origin)
+        (self._first if maker is None else self._after.setdefault(id(maker), [])).append(made)
 
     def _add(self, name: str, values: NDArray[Any]) -> None:
         from onnx import numpy_helper

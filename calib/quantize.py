@@ -3,8 +3,8 @@
 Owns the order of the steps, the refitted threshold and the refusal. The graph is `int8`'s, the figures `agreement`'s.
 
 Frames that the model was trained on serve for the activations' ranges only: they score too low for a threshold. What is
-promised about false rejects is lost with the old graph: the new threshold is provisional; `kizu calibrate` certifies it,
-through the quantized graph.
+promised about false rejects is lost with the old graph: the new threshold is provisional; `kizu calibrate` certifies
+it through the quantized graph.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class Magnitudes:
     @property
     def centers(self) -> NDArray[np.float64]:
         """The middle of each bin."""
-        return (np.arange(BINS) + 0.5) * self.width
+        return np.asarray((np.arange(BINS) + 0.5) * self.width, np.float64)
 
     @property
     def used(self) -> int:
@@ -75,16 +75,17 @@ class Magnitudes:
 
 def rounded(values: NDArray[Any], limit: float, precision: QuantizedPrecision) -> NDArray[np.float64]:
     """`values` as they are after quantization with the range [-limit, limit]."""
-    scaled = np.clip(np.asarray(values, np.float64) / limit, -1.0, 1.0) * LARGEST[precision]
-    nearest = np.rint(scaled) if precision == "int8" else _to_e4m3(scaled)
-    return nearest * (limit / LARGEST[precision])
+    largest = LARGEST[precision]
+    step = limit / largest
+    scaled = np.clip(np.asarray(values, np.float64) / step, -largest, largest)
+    return np.asarray((np.rint(scaled) if precision == "int8" else _to_e4m3(scaled)) * step, np.float64)
 
 
 def _to_e4m3(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The nearest numbers with a 3-bit mantissa and exponents from -6 (below that, multiples of 2^-9)."""
     _, exponent = np.frexp(values)
     step = np.exp2(np.maximum(exponent - 1, -6) - 3.0)
-    return np.asarray(np.rint(values / step) * step)
+    return np.asarray(np.rint(values / step) * step, np.float64)
 
 
 def find_range(found: Magnitudes, finder: Finder, precision: QuantizedPrecision) -> float:
@@ -146,7 +147,7 @@ FINDERS: Final[Mapping[Finder, Callable[[Magnitudes, QuantizedPrecision], float]
 def candidates(found: Magnitudes) -> NDArray[np.float64]:
     """The ranges that are tried: bin edges from an eighth of the largest value seen, at most `_CANDIDATES`."""
     edges = np.unique(np.linspace(max(1, found.used // 8), found.used, _CANDIDATES).round())
-    return np.asarray(edges * found.width)
+    return np.asarray(edges * found.width, np.float64)
 
 
 def _least(found: Magnitudes, loss: Callable[[float], float]) -> float:
