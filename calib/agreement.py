@@ -25,7 +25,8 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     """Before against after, on `good` + `bad` frames, each with its own threshold.
 
     `verdicts` is the share of frames with the same verdict; `flipped` names the others. `map_error` is the root mean
-    square difference of the maps over the standard deviation of those before. AUROCs are null without bad frames,
+    square difference of the good frames' maps over the standard deviation of those before, `map_error_bad` that of the
+    bad ones, whose activations leave the range of good frames and are clipped. AUROCs are null without bad frames,
     `score_correlation` (Pearson) where scores do not vary.
     """
 
@@ -35,6 +36,7 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     flipped: list[str]
     score_correlation: float | None
     map_error: float
+    map_error_bad: float | None
     auroc_before: float | None
     auroc_after: float | None
     threshold_before: float
@@ -46,6 +48,28 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(slots=True, eq=False)
+class _MapSums:
+    cells: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    difference: float = 0.0
+
+    def add(self, before: NDArray[np.float64], after: NDArray[np.float64]) -> None:
+        self.cells += before.size
+        self.total += float(before.sum())
+        self.squares += float((before**2).sum())
+        self.difference += float(((after - before) ** 2).sum())
+
+    @property
+    def error(self) -> float:
+        """Root mean square difference over the standard deviation before; infinite if only the latter is zero."""
+        if self.difference == 0.0:
+            return 0.0
+        spread = self.squares / self.cells - (self.total / self.cells) ** 2
+        return float(np.sqrt(self.difference / self.cells / spread)) if spread > 0 else float("inf")
+
+
+@dataclass(slots=True, eq=False)
 class Compared:
     """Scores of both models, frame by frame, and the sums that the map error needs."""
 
@@ -54,10 +78,8 @@ class Compared:
     before: list[float] = field(default_factory=list)
     after: list[float] = field(default_factory=list)
     peaks: list[float] = field(default_factory=list)
-    _cells: int = 0
-    _sum: float = 0.0
-    _squares: float = 0.0
-    _difference: float = 0.0
+    _good: _MapSums = field(default_factory=_MapSums)
+    _bad: _MapSums = field(default_factory=_MapSums)
 
     def add(
         self,
@@ -73,10 +95,7 @@ class Compared:
         self.before.append(scores[0])
         self.after.append(scores[1])
         self.peaks.append(float(after.max()))
-        self._cells += before.size
-        self._sum += float(before.sum())
-        self._squares += float((before**2).sum())
-        self._difference += float(((after - before) ** 2).sum())
+        (self._bad if bad else self._good).add(before, after)
 
     def good_after(self) -> list[float]:
         """The quantized model's scores of the good frames."""
@@ -84,13 +103,8 @@ class Compared:
 
     @property
     def map_error(self) -> float:
-        """Root mean square difference over the standard deviation before; infinite if only the former is not zero."""
-        mean = self._sum / max(1, self._cells)
-        spread = self._squares / max(1, self._cells) - mean**2
-        error = self._difference / max(1, self._cells)
-        if error == 0.0:
-            return 0.0
-        return float(np.sqrt(error / spread)) if spread > 0 else float("inf")
+        """Of the good frames."""
+        return self._good.error
 
     def agreement(self, threshold_before: float, threshold_after: float) -> Agreement:
         """The figures with these thresholds."""
@@ -106,6 +120,7 @@ class Compared:
             flipped=[name for name, other in zip(self.names, flipped, strict=True) if other],
             score_correlation=_correlation(before, after),
             map_error=self.map_error,
+            map_error_bad=self._bad.error if bad.any() else None,
             auroc_before=aurocs[0],
             auroc_after=aurocs[1],
             threshold_before=threshold_before,
@@ -151,10 +166,12 @@ def table(found: Agreement, precision: str) -> str:
     lines += [
         f"{'same verdict':<18}{100 * found.verdicts:>13.2f}%",
         f"{'score correlation':<18}{correlation:>14}",
-        f"{'map error':<18}{100 * found.map_error:>13.2f}%  of the maps' standard deviation",
+        f"{'map error, good':<18}{100 * found.map_error:>13.2f}%  of the maps' standard deviation",
     ]
+    if found.map_error_bad is not None:
+        lines.append(f"{'map error, bad':<18}{100 * found.map_error_bad:>13.2f}%")
     if not found.bad:
-        lines.append("no bad frames given (--data or --bad): how many defects are still found is not known")
+        lines.append("no bad frames given (--data or --bad): whether defects are still found is not known")
     return "\n".join(lines)
 
 

@@ -46,6 +46,7 @@ TRUNK: Final = frozenset({
 _CONSTANT_ONLY: Final = frozenset({"Div", "Mul", "Sub"})
 """Of those, the ones that take one tensor and a constant: a difference or product of two tensors is score math."""
 _PIXEL_WAY: Final = frozenset({"Cast", "Transpose", "Identity"})
+_AFFINE: Final = _PIXEL_WAY | {"Add", "Div", "Mul", "Sub"}
 _MIDDLE_GRAY: Final = 128.0
 
 
@@ -55,22 +56,26 @@ class Layer:
 
     `tensor` lies before pooling where there is any: rounding commutes with a maximum, and pooling is then done in
     eight bits too. `pixels` says that the input is uint8 pixels and not padded: int8 holds them exactly less 128.
+    `scaled_pixels`: pixels that are padded or normalized by constants: their range is known, whatever frames show.
     """
 
     name: str
     input: str
     tensor: str
     pixels: bool
+    scaled_pixels: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Activations:
     """What good frames gave: the magnitudes of each tensor to be rounded, and each layer input's mean by channel (C,).
 
-    `means` is by layer name.
+    `means` is by layer name. `extremes` is the largest magnitude that black and white frames give a tensor of scaled
+    pixels: ranges from good frames alone would clip what is brighter than any good part.
     """
 
     magnitudes: dict[str, Magnitudes]
+    extremes: dict[str, float]
     means: dict[str, NDArray[np.float64]]
 
 
@@ -125,14 +130,17 @@ def observe(bundle: ModelBundle, layers: Sequence[Layer], paths: Sequence[Path],
     observer = _Observer(bundle, layers)
     for _ in collect(bundle, observer, paths, advance=advance):
         pass
-    return Activations(observer.found, {layer.name: observer.mean(layer.input) for layer in layers})
+    extremes = observer.extremes([layer.tensor for layer in layers if layer.scaled_pixels])
+    return Activations(observer.found, extremes, {layer.name: observer.mean(layer.input) for layer in layers})
 
 
 def find_ranges(
     layers: Sequence[Layer], seen: Activations, finder: Finder, precision: QuantizedPrecision
 ) -> dict[str, float]:
     """Range T by layer name; 128 where the layer sees pixels."""
-    limits = {tensor: find_range(found, finder, precision) for tensor, found in seen.magnitudes.items()}
+    limits = {tensor: find_range(found, finder, precision) for tensor, found in seen.magnitudes.items()} | {
+        tensor: limit or 1.0 for tensor, limit in seen.extremes.items()
+    }
     return {layer.name: _MIDDLE_GRAY if layer.pixels else limits[layer.tensor] for layer in layers}
 
 
@@ -239,7 +247,7 @@ class _Graph:
         chosen = {id(node) for node in nodes}
         for node in nodes:
             tensor = self._before_pooling(node.input[0], chosen)
-            yield Layer(_name(node), str(node.input[0]), tensor, pixels=self._sees_pixels(node))
+            yield Layer(_name(node), str(node.input[0]), tensor, *self._sees_pixels(node))
 
     def _weight_type(self, node: onnx.NodeProto) -> int | None:
         tensor = self.constants.get(node.input[1])
@@ -254,19 +262,23 @@ class _Graph:
             return tensor
         return str(maker.input[0])
 
-    def _sees_pixels(self, node: onnx.NodeProto) -> bool:
+    def _sees_pixels(self, node: onnx.NodeProto) -> tuple[bool, bool]:
+        """Whether the input is uint8 pixels and not padded, and whether it is pixels that are scaled or padded."""
         from onnx import TensorProto
 
-        given = _attributes(node)
-        if any(given.get("pads", ())) or given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-            return False
+        given, affine = _attributes(node), False
         tensor = node.input[0]
         while (maker := self.makers.get(tensor)) is not None:
-            if maker.op_type not in _PIXEL_WAY:
-                return False
-            tensor = maker.input[0]
+            taken = [one for one in maker.input if one not in self.constants]
+            if maker.op_type not in _AFFINE or len(taken) != 1:
+                return False, False
+            affine = affine or maker.op_type not in _PIXEL_WAY
+            tensor = taken[0]
         kinds = {value.name: value.type.tensor_type.elem_type for value in self.graph.input}
-        return kinds.get(tensor) == TensorProto.UINT8
+        if kinds.get(tensor) != TensorProto.UINT8:
+            return False, False
+        padded = any(given.get("pads", ())) or given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID")
+        return not (affine or padded), affine or padded
 
 
 class _Rewrite:
@@ -454,6 +466,14 @@ class _Observer:
         self.spec = EngineSpec("observer", str(onnxruntime.__version__), "cpu", *size, max_batch=1, depth=1)
         self._answer: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
         self._next = 0
+
+    def extremes(self, tensors: Sequence[str]) -> dict[str, float]:
+        """The largest magnitude of each on a black and a white frame."""
+        if not tensors:
+            return {}
+        shape = (1, self.spec.height, self.spec.width, self.spec.channels)
+        ends = [self._session.run(tensors, {"frames": np.full(shape, gray, np.uint8)}) for gray in (0, 255)]
+        return {name: max(float(np.abs(end[place]).max()) for end in ends) for place, name in enumerate(tensors)}
 
     def mean(self, tensor: str) -> NDArray[np.float64]:
         """By channel (C,), over all frames so far."""

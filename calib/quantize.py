@@ -52,7 +52,7 @@ class Request:
     """
 
     precision: QuantizedPrecision
-    finder: Finder = "percentile"
+    finder: Finder = "mse"
     keep: tuple[str, ...] = ()
     frames: int = 32
     backend: Backend = "openvino"

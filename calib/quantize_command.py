@@ -19,7 +19,7 @@ def quantize(
     good: Annotated[Path, typer.Option(help="Folder of images of good parts; some must not have been trained on.")],
     precision: Annotated[str, typer.Option(help="int8, or fp8 for GPUs from sm89 on.")],
     out: Annotated[Path, typer.Option(help="The new bundle.")],
-    ranges: Annotated[str, typer.Option(help="Range finder: percentile, entropy or mse.")] = "percentile",
+    ranges: Annotated[str, typer.Option(help="Range finder: percentile, entropy or mse.")] = "mse",
     frames: Annotated[int, typer.Option(min=1, help="Good images that give the activations' ranges, at most.")] = 32,
     keep: Annotated[list[str] | None, typer.Option(metavar="LAYER", help="Leave in float32; may be repeated.")] = None,
     data: Annotated[Path | None, typer.Option(help="Labeled test set (test/good, test/KIND) for AUROC.")] = None,

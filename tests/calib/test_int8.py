@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from edge.bundle import ModelBundle, open_bundle
 from edge.compile import compile_bundle
 from edge.errors import CalibrationError, CommandError, EngineError
 from edge.graph import quantized_types, require_buildable
+from edge.images import encode_png
 from onnx_graphs import SIDE, f32, graph_of
 
 DEMO = Path(__file__).parents[2] / "edge" / "demo"
@@ -114,6 +116,20 @@ def test_int8_holds_pixels_exactly() -> None:
     np.testing.assert_allclose(run(made, frames)[1], run(model, frames)[1], rtol=1e-5)
     assert not layers_of(one_convolution(f32(4, 3, 3, 3), pads=[1, 1, 1, 1]))[0].pixels  # padding is 0, not 128
     assert layers_of(model, "fp8") == ()
+
+
+def test_normalized_pixels_keep_their_whole_range(make_bundle: Callable[..., ModelBundle], tmp_path: Path) -> None:
+    """Good parts of middle gray only: what is brighter than any of them must not be clipped, the defect may be."""
+    bundle = make_bundle(tmp_path / "tiny")  # (x - 128) / 64 in the graph
+    folder = tmp_path / "gray"
+    folder.mkdir()
+    (folder / "0.png").write_bytes(encode_png(np.full((32, 32, 1), 130, np.uint8)))
+    (layer,) = layers_of(bundle.model)
+    seen = observe(bundle, [layer], [folder / "0.png"], lambda done: None)
+
+    assert (layer.pixels, layer.scaled_pixels) == (False, True)
+    assert seen.magnitudes[layer.tensor].peak == 2 / 64  # the control: what good frames alone would give
+    assert find_ranges([layer], seen, "percentile", "int8") == {layer.name: 2.0}
 
 
 def test_pooling_is_done_in_eight_bits_too_unless_the_score_wants_it() -> None:

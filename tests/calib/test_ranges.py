@@ -91,16 +91,17 @@ def test_entropy_is_the_least_of_divergences_computed_bin_by_bin(precision: Quan
 
     def by_force(limit: float) -> float:
         kept = round(limit / found.width)
-        p = {place: float(found.counts[place]) for place in range(kept)}
+        p = {place: float(found.counts[place]) if place >= found.used // 254 else 0.0 for place in range(kept)}
+        counts = dict(p)
         p[kept - 1] += float(found.counts[kept:].sum())
         levels: dict[float, list[int]] = {}
         for place in range(kept):
             levels.setdefault(float(rounded(found.centers[place], limit, precision)), []).append(place)
         q = dict.fromkeys(range(kept), 0.0)
         for places in levels.values():
-            filled = [place for place in places if found.counts[place]]
+            filled = [place for place in places if counts[place]]
             for place in filled:
-                q[place] = sum(float(found.counts[one]) for one in filled) / len(filled)
+                q[place] = sum(counts[one] for one in filled) / len(filled)
         sums = sum(p.values()), sum(q.values())
         return sum(
             p[place] / sums[0] * np.log(p[place] / sums[0] / max(q[place] / sums[1], 1e-9)) for place in p if p[place]
