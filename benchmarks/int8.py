@@ -4,7 +4,8 @@
 
 Quantizes BUNDLE for each range finder on DIR/train/good (limits wide open: the figures are what is asked for) and
 prints one JSON object. Times are CPU time of all threads of the process, single frames through OpenVINO and ONNX
-Runtime, float32 and int8 interleaved, medians over the rounds; ratios are float32 over int8.
+Runtime, float32 and int8 interleaved, medians over the rounds; ratios are float32 over int8. The environment variable
+ONEDNN_MAX_CPU_ISA (AVX512_CORE_VNNI, AVX2) limits OpenVINO to what other CPUs have.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ def measure(source: ModelBundle, small: ModelBundle, rounds: int, frames: int) -
     return {
         "core_ms": {backend: {name: medians[backend, name] for name in ("fp32", "int8")} for backend in BACKENDS},
         "ratio": {backend: medians[backend, "fp32"] / medians[backend, "int8"] for backend in BACKENDS},
+        "isa_limit": os.environ.get("ONEDNN_MAX_CPU_ISA"),
         "load_average": os.getloadavg()[0],
     }
 

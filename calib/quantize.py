@@ -96,6 +96,8 @@ def quantize_bundle(source: ModelBundle, good: Path, out: Path, request: Request
     _require_quantizable(source)
     layers = chosen_layers(source.model, request.precision, request.keep)
     sample = _sample(source, good)
+    with open_engine(source, backend=REFERENCE, streams=1, max_batch=1, refine=False) as engine:
+        check_golden(source, engine, require=True)
     frames = _spread([*sample.trained, *sample.unseen], request.frames)
     with progress("activations", len(frames)) as advance:
         seen = observe(source, layers, frames, advance)

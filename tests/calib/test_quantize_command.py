@@ -22,6 +22,7 @@ from edge.engines.registry import open_engine
 from edge.errors import CalibrationError, CommandError, DataError, ParityError
 from edge.graph import quantized_types
 from edge.images import encode_png
+from refining import refining_bundle
 
 Invoke = Callable[..., Any]
 Folder = Callable[..., Path]
@@ -245,6 +246,16 @@ def test_a_certified_source_keeps_its_rule_but_not_its_promise(bundle: Path) -> 
 
         assert after.threshold == pytest.approx(threshold) and rule.startswith(said)
         assert (after.kind, after.certified, after.false_rejects) == ("provisional", False, None)
+
+
+def test_a_bundle_that_looks_coarsely_first_is_refused(
+    make_bundle: Callable[..., ModelBundle], good_folder: Folder, invoke: Invoke, tmp_path: Path
+) -> None:
+    """Its margin stands on the float32 coarse graph; nothing is known of another."""
+    source = refining_bundle(make_bundle, tmp_path / "refining", threshold=0.5, margin=0.1)
+
+    with pytest.raises(CommandError, match=r"refining looks with coarse\.onnx first.*without --refine"):
+        invoke(quantize, source.path, "--good", good_folder(8), *INT8, "--out", tmp_path / "small")
 
 
 def test_evaluate_takes_the_quantized_bundle_and_calls_it_provisional(
