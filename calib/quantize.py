@@ -64,6 +64,7 @@ class Request:
 class Quantization(msgspec.Struct, frozen=True, kw_only=True):
     """What `kizu quantize --json` prints, and what the bundle's provenance keeps as `quantization`.
 
+    `files` are the digests of the good images that ranges or threshold stand on: `kizu calibrate` refuses them.
     `ranges` is T by layer; `parity_max_abs` the largest distance of each backend from the reference's golden maps.
     """
 
@@ -73,6 +74,7 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True):
     finder: str
     ranges: dict[str, float]
     kept: list[str]
+    files: list[str]
     range_frames: int
     threshold_frames: int
     threshold_rule: str
@@ -117,6 +119,7 @@ def quantize_bundle(source: ModelBundle, good: Path, out: Path, request: Request
         finder=request.finder,
         ranges=quantized.ranges,
         kept=list(request.keep),
+        files=sorted({**sample.trained, **sample.unseen}.values()),
         range_frames=len(frames),
         threshold_frames=len(sample.unseen),
         threshold_rule=rule,

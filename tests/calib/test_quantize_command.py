@@ -13,6 +13,7 @@ import pytest
 
 from calib import quantize as quantizing
 from calib.agreement import Compared, Limits, complaints
+from calib.calibrate_command import calibrate
 from calib.dataset import file_sha256
 from calib.evaluate_command import evaluate
 from calib.quantize import LEAST_GOOD, margin_share
@@ -246,6 +247,21 @@ def test_a_certified_source_keeps_its_rule_but_not_its_promise(bundle: Path) -> 
 
         assert after.threshold == pytest.approx(threshold) and rule.startswith(said)
         assert (after.kind, after.certified, after.false_rejects) == ("provisional", False, None)
+
+
+def test_calibrate_refuses_the_images_that_ranges_and_threshold_stand_on(
+    bundle: Path, good_folder: Folder, invoke: Invoke, tmp_path: Path
+) -> None:
+    """The model is not independent of them; other good parts certify the quantized bundle."""
+    good = good_folder(45)
+    promise = ("--false-rejects", "5%", "--confidence", "90%")
+    invoke(quantize, bundle, "--good", good, *INT8, "--out", tmp_path / "small")
+    with pytest.raises(DataError, match=r"0000\.png.* and 42 more of the images that .* trained or quantized on"):
+        invoke(calibrate, tmp_path / "small", "--good", good, *promise, "--out", tmp_path / "line")
+    invoke(calibrate, tmp_path / "small", "--good", good_folder(45, "other", 5), *promise, "--out", tmp_path / "line")
+    certified = open_bundle(tmp_path / "line")
+
+    assert certified.calibration.certified and quantized_types(certified.model) == ("int8",)
 
 
 def test_a_bundle_that_looks_coarsely_first_is_refused(
