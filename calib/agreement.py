@@ -22,7 +22,7 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
-    """Before against after, on `good` + `bad` frames, each with its own threshold.
+    """Before against after, on `good` + `bad` frames, each with the threshold that one rule gives on the good ones.
 
     `verdicts` is the share of frames with the same verdict; `flipped` names the others. `map_error` is the root mean
     square difference of the good frames' maps over the standard deviation of those before, `map_error_bad` that of the
@@ -78,6 +78,7 @@ class Compared:
     before: list[float] = field(default_factory=list)
     after: list[float] = field(default_factory=list)
     peaks: list[float] = field(default_factory=list)
+    peaks_before: list[float] = field(default_factory=list)
     _good: _MapSums = field(default_factory=_MapSums)
     _bad: _MapSums = field(default_factory=_MapSums)
 
@@ -95,7 +96,20 @@ class Compared:
         self.before.append(scores[0])
         self.after.append(scores[1])
         self.peaks.append(float(after.max()))
+        self.peaks_before.append(float(before.max()))
         (self._bad if bad else self._good).add(before, after)
+
+    def unquantized(self) -> Compared:
+        """The model before, compared with itself."""
+        same = Compared()
+        for name, bad, score, peak in zip(self.names, self.bad, self.before, self.peaks_before, strict=True):
+            same.names.append(name)
+            same.bad.append(bad)
+            same.before.append(score)
+            same.after.append(score)
+            same.peaks.append(peak)
+            same.peaks_before.append(peak)
+        return same
 
     def good_after(self) -> list[float]:
         """The quantized model's scores of the good frames."""

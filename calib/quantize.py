@@ -42,6 +42,8 @@ LEAST_GOOD = 6
 MARGIN_SHARE = 0.1
 """Of the distance from median to largest good score, for a source whose own margin says nothing."""
 NAMED_LAYERS = 3
+MOVED_SHARE = 0.1
+"""Of the source's threshold: a larger change by the choice of good images alone is pointed out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True):
     range_frames: int
     threshold_frames: int
     threshold_rule: str
+    source_threshold: float
     engine: str
     parity_max_abs: dict[str, float]
     agreement: Agreement
@@ -108,8 +111,12 @@ def quantize_bundle(source: ModelBundle, good: Path, out: Path, request: Request
     draft = draft_bundle(source, quantized)
     parity = require_parity(draft, request.precision)
     compared, engine = compare(source, draft, sample, request)
-    calibration, rule = refit(source.calibration, compared, engine, sample.digest(), source.manifest.map.reduction)
-    found = compared.agreement(source.calibration.threshold, calibration.threshold)
+    facts = engine, sample.digest(), source.manifest.map.reduction
+    calibration, rule = refit(source.calibration, compared, *facts)
+    # The same rule on the same frames before quantization: another sample moves the threshold by itself, and that is no
+    # fault of the eight bits.
+    unquantized, _ = refit(source.calibration, compared.unquantized(), *facts)
+    found = compared.agreement(unquantized.threshold, calibration.threshold)
     if wrong := complaints(found, request.limits):
         raise CalibrationError(_refusal(source, request, wrong, layer_errors(source, layers, ranges, seen, request)))
     record = Quantization(
@@ -127,6 +134,7 @@ def quantize_bundle(source: ModelBundle, good: Path, out: Path, request: Request
         parity_max_abs=parity,
         agreement=found,
         limits=request.limits,
+        source_threshold=source.calibration.threshold,
         warnings=_warnings(source, sample, found),
     )
     written = derive_bundle(
@@ -341,6 +349,12 @@ def _warnings(source: ModelBundle, sample: Sample, found: Agreement) -> list[str
         notes.append(
             f"{source.path} does not say which images it was trained on: make sure that they are not among these, or "
             "the threshold is too low"
+        )
+    known = source.calibration.threshold
+    if abs(found.threshold_before - known) > MOVED_SHARE * abs(known):
+        notes.append(
+            f"these good images move the threshold by themselves: {source.path} has {known:.6g}, its own rule gives "
+            f"{found.threshold_before:.6g} on these in float32; look at the highest-scoring ones first"
         )
     if not found.bad:
         notes.append("no bad frames were given: that defects are still found was not checked (--data or --bad)")

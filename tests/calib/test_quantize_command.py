@@ -233,6 +233,18 @@ def test_what_cannot_be_quantized_is_refused_by_name(
         invoke(quantize, bundle, "--good", good, *INT8, "--out", out)
 
 
+def test_good_images_that_move_the_threshold_by_themselves_are_pointed_out(
+    make_bundle: Callable[..., ModelBundle], bundle: Path, good_folder: Folder, invoke: Invoke, tmp_path: Path
+) -> None:
+    """The source's threshold is far below its rule's on these images: a warning, no refusal."""
+    low = msgspec.structs.replace(open_bundle(bundle).calibration, threshold=0.01, pixel_threshold=0.01, margin=0.0)
+    source = make_bundle(tmp_path / "low", calibration=low, provenance={"training_files": []}).path
+    result = invoke(quantize, source, "--good", good_folder(8), *INT8, "--out", tmp_path / "small")
+
+    assert "these good images move the threshold by themselves" in result.stderr and "has 0.01" in result.stderr
+    assert "100.00%" in result.stdout
+
+
 def test_a_certified_source_keeps_its_rule_but_not_its_promise(bundle: Path) -> None:
     """With enough good frames its order statistic, else the provisional margin; never certified."""
     plain = open_bundle(bundle).calibration
