@@ -136,7 +136,7 @@ def choose_sample(source: ModelBundle, good: Path) -> Sample:
     """Return the files of the folder `good` that count: each content once, none that `source` was trained on.
 
     Raises:
-        DataError: the folder is missing or empty, or an image was trained on or held out in training.
+        DataError: the folder is missing or empty, or an image was trained on, held out in training or quantized on.
     """
     first: dict[str, Path] = {}
     duplicates: dict[str, str] = {}
@@ -147,7 +147,9 @@ def choose_sample(source: ModelBundle, good: Path) -> Sample:
         else:
             first[digest] = path
     warnings = []
+    quantization = source.provenance.get("quantization")
     known = [source.provenance.get(key) for key in ("training_files", "held_out_files")]
+    known.append(quantization.get("files") if isinstance(quantization, dict) else None)
     seen = {digest for digests in known if isinstance(digests, list) for digest in digests}
     _refuse_seen(source, good, [path.name for digest, path in first.items() if digest in seen])
     if not isinstance(known[0], list):
@@ -167,7 +169,7 @@ def _refuse_seen(source: ModelBundle, good: Path, names: list[str]) -> None:
         return
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     raise DataError(
-        f"{good}: {', '.join(names[:NAMED])}{more} of {source.path}'s own training images; "
+        f"{good}: {', '.join(names[:NAMED])}{more} of the images that {source.path} was trained or quantized on; "
         "a model scores what it has seen too low to promise anything from it: give images of other good parts"
     )
 

@@ -360,8 +360,14 @@ def derive_bundle(
     calibration: ScoreCalibration,
     provenance_extra: Mapping[str, Any],
     created_ns: int | None = None,
+    model: bytes | None = None,
+    golden: Golden | None = None,
+    tolerance: Tolerance | None = None,
+    report_extra: Mapping[str, bytes] = MappingProxyType({}),
 ) -> ModelBundle:
     """Write `source` again with another calibration; provenance gains `provenance_extra` and `derived_from`.
+
+    Another `model` comes with its own `golden` answers and `tolerance`; `report_extra` is added to the report.
 
     `derived_from` lists the model_ids of all ancestors, the direct one last. A signature is not carried over.
 
@@ -382,12 +388,12 @@ def derive_bundle(
         preset=manifest.preset,
         input=manifest.input,
         map=manifest.map,
-        tolerance=manifest.tolerance,
-        model=source.model,
-        golden=source.golden,
+        tolerance=tolerance or manifest.tolerance,
+        model=model or source.model,
+        golden=golden or source.golden,
         calibration=calibration,
         provenance={**source.provenance, **provenance_extra, "derived_from": ancestors},
-        report=report,
+        report={**report, **report_extra},
         created_ns=created_ns,
         coarse=source.coarse,
         refine=manifest.refine,
