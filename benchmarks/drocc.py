@@ -5,7 +5,7 @@ seeded subset of the test images, all classes alike.  The score is that of the l
 the best epoch on the test images; ``best_on_test`` says what that would have given here, for comparison only.
 
     python benchmarks/drocc.py --classes airplane,automobile,bird --seeds 1,2 --train 1000 --test 2000 --steps 250
-    python benchmarks/drocc.py --network paper --train 5000 --test 10000 --steps 2000 --ascent-steps 50     (the paper's)
+    python benchmarks/drocc.py --network paper --train 5000 --test 10000 --steps 2000 --ascent-steps 50    (paper)
 
 ``--validate`` judges by training images of other classes instead: that is where settings may be compared.
 The data are not shipped: a file `cifar10_jpeg.npz`.

@@ -35,7 +35,7 @@ SMALLEST_DENSE_PX = 36
 
 @dataclass(frozen=True, slots=True)
 class LeNetSpec:
-    """``kind`` and the side of the square patch in px: a multiple of 8 for ``paper``, 36 + a multiple of 8 for ``dense``.
+    """``kind`` and the side of its square patch in px: a multiple of 8 for ``paper``, 36 plus one for ``dense``.
 
     Raises:
         CommandError: poolings would drop pixels of such a patch.

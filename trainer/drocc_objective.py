@@ -45,19 +45,18 @@ class Objective:
 
 def drocc_loss(
     net: nn.Module, x: Tensor, objective: Objective, random: torch.Generator, *,
-    label: Tensor | None = None, adversarial: bool = True,
+    label: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The scalar loss of samples ``x`` (B, ...), ``label`` (B,) 1 normal and 0 anomalous (None: all normal).
 
-    Without ``adversarial`` the cross-entropy alone (the first epochs may do with that).  ``net`` maps (B, ...) to
-    (B, 1) and keeps the mode it is in.
+    ``net`` maps (B, ...) to (B, 1) and keeps the mode it is in.
 
     Raises:
         TrainingError: a term is NaN or infinite; the message says which.
     """
     label = torch.ones(len(x), device=x.device) if label is None else label.float()
     normal = x[label > 0.5]
-    if not adversarial or not len(normal):
+    if not len(normal):
         return _finite("cross-entropy", F.binary_cross_entropy_with_logits(_logit(net, x), label))
     found = adversaries(net, normal, objective, random)
     if objective.batch_norm == "joint":
@@ -72,9 +71,11 @@ def adversaries(net: nn.Module, x: Tensor, objective: Objective, random: torch.G
     """For each normal sample (B, ...) the point of its shell that the network takes for most normal; detached."""
     with _searching(net, keep_mode=objective.batch_norm == "apart"):
         weights = saliency(net, x) if objective.metric == "saliency" else None
-        # l(f, -1) = softplus(f): what Algorithm 1 climbs.
-        return worst_in_shell(lambda point: F.softplus(_logit(net, point)), x, objective.shell, objective.ascent, random,
-                              weights)  # fmt: skip
+
+        def anomalous(point: Tensor) -> Tensor:  # l(f, -1): what algorithm 1 climbs
+            return F.softplus(_logit(net, point))
+
+        return worst_in_shell(anomalous, x, objective.shell, objective.ascent, random, weights)
 
 
 def saliency(net: nn.Module, x: Tensor) -> Tensor:

@@ -28,8 +28,7 @@ class DroccConfig:
 
     The adversary: ``radius`` (in units of the normalized input; None is ``sqrt(d) / 4``) and ``gamma`` bound the shell;
     ``ascent_steps`` of length ``ascent_step`` (None: the radius divided by the steps) climb in it; ``mu`` weighs what
-    is found.  ``warmup`` is the share of steps with cross-entropy alone.  ``batch_norm`` is explained in
-    ``drocc_objective``.
+    is found.  ``batch_norm`` is explained in ``drocc_objective``.
 
     DROCC-LF: ``bad`` is a folder of images of flawed parts that are never tested with; ``IMAGE_mask.png`` beside an
     image marks its flaw (any value above 0), and patches are drawn from there; without a mask the whole image counts,
@@ -51,7 +50,6 @@ class DroccConfig:
     ascent_steps: int = 50  # [I]
     ascent_step: float | None = 0.001  # [P]: 0.001 for most classes of CIFAR-10
     project_every: int = 1  # [P]; [I]: 10
-    warmup: float = 0.0  # [I]: 0 for CIFAR-10
     batch_norm: BatchNorm = "joint"  # [C]
     bad: str | None = None
     negatives: int = 32  # [C]
@@ -77,8 +75,6 @@ class DroccConfig:
                 raise CommandError(f"{name} must be at least 1, got {value}")
         if not (math.isfinite(self.mu) and self.mu > 0):
             raise CommandError(f"mu = {self.mu}: without adversaries every network that always says good is perfect")
-        if not 0 <= self.warmup < 1:
-            raise CommandError(f"warmup is a share of the steps, 0 or more and below 1; got {self.warmup}")
 
     def objective(self, channels: int) -> Objective:
         """The objective for patches of ``channels`` channels, with everything that was left open filled in."""

@@ -122,8 +122,8 @@ class Drocc:
         mu, sigma = float(numbers.mean(dtype=np.float64)), float(numbers.std(dtype=np.float64))
         if not (math.isfinite(mu) and sigma > COLLAPSED):
             raise TrainingError(
-                f"the network's answers to held-out good patches have mean {-mu:.4g} and deviation {sigma:.3g}: it says "
-                "the same of everything; train longer, or with another radius"
+                f"the network's answers to held-out good patches have mean {-mu:.4g} and deviation {sigma:.3g}: it "
+                "says the same of everything; train longer, or with another radius"
             )
         self.statistics = {"mu": mu, "sigma": sigma}
 
