@@ -156,7 +156,9 @@ def images(data: str, split: str, side: int) -> tuple[Frames, NDArray[np.int64],
         labels, names = file[f"{split}_labels"].astype(np.int64), [str(name) for name in file["classes"]]
     frames = np.empty((len(labels), side, side, 3), np.uint8)
     for i in range(len(labels)):
-        small = cv2.cvtColor(cv2.imdecode(jpeg[offsets[i] : offsets[i + 1]], cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        decoded = cv2.imdecode(jpeg[offsets[i] : offsets[i + 1]], cv2.IMREAD_COLOR)
+        assert decoded is not None, f"{split} image {i} of {data} is damaged"
+        small = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
         frames[i] = small if side == 32 else cv2.resize(small, (side, side), interpolation=cv2.INTER_LINEAR)
     return frames, labels, names
 

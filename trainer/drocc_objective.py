@@ -60,7 +60,8 @@ def drocc_loss(
         return _finite("cross-entropy", F.binary_cross_entropy_with_logits(_logit(net, x), label))
     found = adversaries(net, normal, objective, random)
     if objective.batch_norm == "joint":
-        answers, worst = _logit(net, torch.cat([x, found])).split([len(x), len(found)])
+        together = _logit(net, torch.cat([x, found]))
+        answers, worst = together[: len(x)], together[len(x) :]
     else:
         answers, worst = _logit(net, x), _logit(net, found)
     plain = _finite("cross-entropy", F.binary_cross_entropy_with_logits(answers, label))

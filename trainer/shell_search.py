@@ -125,7 +125,8 @@ def _radially(flat: Tensor, shell: Shell) -> Tensor:
     axis = torch.zeros_like(flat)
     axis[:, 0] = 1.0
     direction = torch.where(norm > 0, flat / norm.clamp_min(torch.finfo(flat.dtype).tiny), axis)
-    return direction * norm.clamp(shell.radius, shell.gamma * shell.radius)
+    onto: Tensor = direction * norm.clamp(shell.radius, shell.gamma * shell.radius)
+    return onto
 
 
 def _pull_in(flat: Tensor, w: Tensor, radius: float) -> Tensor:
@@ -179,4 +180,5 @@ def _uphill(loss: Callable[[Tensor], Tensor], point: Tensor) -> Tensor:
         raise TrainingError(
             "the gradient of the adversarial search became NaN or infinite; train with a lower learning rate"
         )
-    return gradient / length.clamp_min(torch.finfo(gradient.dtype).tiny).reshape(-1, *[1] * (point.ndim - 1))
+    unit: Tensor = gradient / length.clamp_min(torch.finfo(gradient.dtype).tiny).reshape(-1, *[1] * (point.ndim - 1))
+    return unit
