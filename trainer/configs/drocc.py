@@ -105,17 +105,18 @@ DENSE = DroccConfig(
     preset="dense",
     batch_size=8,
     ascent_steps=5,
-    ascent_step=None,
-    epochs=60,
-    min_steps=400,
-    max_steps=1500,
+    ascent_step=0.2,
+    epochs=20,
+    min_steps=300,
+    max_steps=1000,
 )
 """The recommended preset: 36 px patches, a map every 8 px, sized for two CPU cores.
 
-Chosen here, before any test image was looked at: 8 patches of 8 frames a step; five ascent steps of a fifth of the
-radius, so that the adversary can cross its sphere (50 steps of 0.001, the paper's, leave a sphere of radius 8 all but
-where they began); a radius of sqrt(d) / 4, half of the paper's starting point, which leaves each pixel a deviation of a
-quarter of that of all good pixels.
+Chosen here, without test images: 8 patches of 8 frames a step; a radius of sqrt(d) / 4, half of the paper's starting
+point; five ascent steps of 0.2.  Steps of a fifth of the radius, which let the adversary cross its sphere, are too
+strong on cloth: on aitex_02 the loss stays at 2 log 2 = 1.386, the network says the same of everything.  With 0.2 it
+falls to 0.18 in 80 steps.  Defects planted into held-out good images of aitex_02 (80 steps, pixel AUROC of small and of
+large ones): 0.742 and 0.980, with a radius of 5 instead of 9 0.710 and 0.972.
 """
 
 PAPER = DroccConfig(preset="paper", network="paper", size_px=32, patch_px=32, stride=32, crops=1, radius=8.0)
