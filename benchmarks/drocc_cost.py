@@ -35,8 +35,9 @@ def main() -> None:
         method.statistics = {"mu": 0.0, "sigma": 1.0}
         model = to_onnx(method.deployed(3).eval(), InputSpec(SIDE, SIDE, 3, 1))
         cells = method.map_geometry(SIDE, SIDE).height
-        row = {"preset": preset, "stride": stride, "cells": cells, "core_ms": round(core_ms(model, frames[:1]), 1)}
-        rows.append(row | {"core_us_a_cell": round(1000 * float(row["core_ms"]) / cells**2, 1)})
+        spent = core_ms(model, frames[:1])
+        row = {"preset": preset, "stride": stride, "cells": cells, "core_ms": round(spent, 1)}
+        rows.append(row | {"core_us_a_cell": round(1000 * spent / cells**2, 1)})
     print(json.dumps({"benchmark": "drocc networks", "rows": rows, "machine": platform.machine()}))
 
 

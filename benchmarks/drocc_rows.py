@@ -29,12 +29,14 @@ SEEDS = (1, 2, 3)
 
 def ball(random: np.random.Generator, count: int) -> Rows:
     direction = random.normal(size=(count, 3))
-    return direction / np.linalg.norm(direction, axis=1, keepdims=True) * random.uniform(size=(count, 1)) ** (1 / 3)
+    rows: Rows = direction / np.linalg.norm(direction, axis=1, keepdims=True)
+    return rows * random.uniform(size=(count, 1)) ** (1 / 3)
 
 
 def sphere(random: np.random.Generator, count: int) -> Rows:
     direction = random.normal(size=(count, 3))
-    return 1.2 * direction / np.linalg.norm(direction, axis=1, keepdims=True)
+    rows: Rows = 1.2 * direction / np.linalg.norm(direction, axis=1, keepdims=True)
+    return rows
 
 
 def sine(shift: float) -> Draw:

@@ -75,14 +75,15 @@ def test_saliency_is_the_size_of_the_gradient_with_mean_one() -> None:
 def test_the_search_leaves_batch_norm_and_gradients_alone_unless_it_is_the_authors_way() -> None:
     """`joint` searches by running statistics; `apart` lets them drift, as the official code does."""
     net = build_lenet(LeNetSpec("paper", 16, 1), 1).train()
-    before = net[1].running_mean.clone()
+    mean = dict(net.named_buffers())["1.running_mean"]
+    before = mean.clone()
     x = torch.randn(4, 1, 16, 16, generator=generator())
 
     adversaries(net, x, Objective(Shell(4.0), Ascent(2, 0.1)), generator())
-    kept = net[1].running_mean.clone()
+    kept = mean.clone()
     adversaries(net, x, Objective(Shell(4.0), Ascent(2, 0.1), batch_norm="apart"), generator())
 
-    assert torch.equal(before, kept) and not torch.equal(before, net[1].running_mean)
+    assert torch.equal(before, kept) and not torch.equal(before, mean)
     assert net.training and all(p.requires_grad and p.grad is None for p in net.parameters())
 
 

@@ -222,8 +222,7 @@ def test_a_network_that_says_the_same_of_everything_is_not_deployed(photos: Fram
     """The score could not be normalized, and would mean nothing."""
     method = Drocc(TINY, seed=1)
     method.prepare(photos)
-    with torch.no_grad():
-        method.net[-1].weight.zero_()
+    torch.nn.init.zeros_(list(method.net.parameters())[-1])
 
     with pytest.raises(TrainingError, match="the same of everything"):
         method.fit_statistics(photos[8:])
@@ -233,8 +232,7 @@ def test_nan_stops_the_training_and_names_the_term(photos: Frames) -> None:
     """Weights of a network that diverged."""
     method = Drocc(TINY, seed=1)
     method.prepare(photos)
-    with torch.no_grad():
-        method.net[-1].weight.fill_(float("nan"))
+    torch.nn.init.constant_(list(method.net.parameters())[-1], float("nan"))
 
     with pytest.raises(TrainingError, match=r"NaN|term"):
         run_training(method, photos[:8], photos[8:], TINY.schedule(8), seed=1, identity={})
@@ -270,3 +268,27 @@ def test_a_stride_that_is_no_multiple_is_refused(photos: Frames) -> None:
     torch.testing.assert_close(fewer, every[:, ::2, ::2], atol=1e-4, rtol=1e-4)
     with pytest.raises(CommandError, match="every 12 px"):
         method.deployed(3, stride=12)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path, photos: Frames) -> None:
+    """Batch-norm statistics are part of what is kept; patches and adversaries are drawn again from the step."""
+    whole = trained(TINY, photos)
+
+    def run(count: list[int], *, resume: bool) -> tuple[Drocc, bool]:
+        method = Drocc(TINY, seed=1)
+        method.prepare(photos[:8])
+        outcome = run_training(
+            method, photos[:8], photos[8:], TINY.schedule(8), seed=1, identity={}, resume=resume,
+            checkpoint=tmp_path / "run.safetensors", report=lambda step, steps, loss: count.append(step),
+            stopped=lambda: len(count) == 2 and not resume,
+        )  # fmt: skip
+        return method, outcome.finished
+
+    before: list[int] = []
+    after: list[int] = []
+    _, finished = run(before, resume=False)
+    method, resumed = run(after, resume=True)
+
+    assert (before, after, finished, resumed) == ([1, 2], [3, 4], False, True)
+    for name, value in whole.net.state_dict().items():
+        assert torch.equal(value, method.net.state_dict()[name]), name
