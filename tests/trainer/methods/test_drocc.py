@@ -161,7 +161,7 @@ def test_patches_come_from_every_place_they_fit() -> None:
 
 def test_limited_negatives_learn_what_a_known_flaw_is(photos: Frames, bad_folder: Path) -> None:
     """DROCC-LF ranks unseen patches with the known flaw above all good ones, and says where the flaw came from."""
-    config = replace(TINY, bad=str(bad_folder), negatives=8, max_steps=40, min_steps=40)
+    config = replace(TINY, bad=str(bad_folder), negatives=8, max_steps=25, min_steps=25)
     method = trained(config, photos, DroccLf)
     flawed = photos[9:12].copy()
     flawed[:, 40:46, 40:46] = 250
