@@ -10,7 +10,7 @@ import pytest
 
 from edge.bundle import InputSpec
 from edge.compile import compile_bundle
-from trainer.config import PRESETS
+from trainer.config import STUDENT_TEACHER
 from trainer.data import load_training_set
 from trainer.distill import load_teacher
 from trainer.export import BundleFacts, export_bundle
@@ -26,7 +26,7 @@ PHOTOS = Path(__file__).parents[2] / "edge" / "demo" / "photos"
 def test_a_graph_that_is_not_the_demos_builds_at_both_precisions(tmp_path: Path) -> None:
     """`duo` untrained, since a build does not see what weights mean; `make compile-all` builds every preset."""
     frames = load_training_set(PHOTOS, size_px=256, aspect="stretch", skip_bad=False).take(np.arange(8))
-    config = PRESETS["student-teacher"]["duo"]
+    config = STUDENT_TEACHER["duo"]
     method = StudentTeacher(config, [load_teacher(teacher) for teacher in config.teachers], seed=1)
     method.prepare(frames[:4])
     method.fit_statistics(frames[4:])
