@@ -1,0 +1,222 @@
+"""FCDD: formulas against brute force, confetti and its masks, and the whole way on real photographs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edge.bundle import InputSpec, check_golden
+from edge.engines.registry import open_engine
+from edge.errors import CommandError, TrainingError
+from trainer.confetti import with_confetti
+from trainer.configs.fcdd import CONFETTI, PRESETS, RECOMMENDED
+from trainer.data import load_training_set
+from trainer.export import BundleFacts, export_bundle
+from trainer.fcdd_objective import fcdd_loss, pixel_loss, pseudo_huber
+from trainer.heatmap import spreading
+from trainer.loop import run_training
+from trainer.method import Batch, Frames
+from trainer.methods.fcdd import Fcdd
+
+PHOTOS = Path(__file__).parents[3] / "edge" / "demo" / "photos"
+SMALL = replace(CONFETTI, size_px=128, trunk="line", batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def photos() -> Frames:
+    return load_training_set(PHOTOS, size_px=128, aspect="stretch", skip_bad=False).take(np.arange(12))
+
+
+# --- formulas ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_pseudo_huber_map_is_the_papers() -> None:
+    """A few values by hand; never negative."""
+    values = torch.tensor([0.0, 1.0, -1.0, math.sqrt(3.0), 100.0])
+
+    assert pseudo_huber(values).tolist() == pytest.approx([0.0, math.sqrt(2) - 1, math.sqrt(2) - 1, 1.0, 99.005], 1e-4)
+
+
+def test_the_loss_is_equation_4_by_brute_force() -> None:
+    """Two good images and an anomaly, term by term in Python."""
+    maps = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0)) + 0.1
+    bad = torch.tensor([0.0, 1.0, 0.0])
+    means = [float(one.mean()) for one in maps]
+
+    expected = (means[0] - math.log(1 - math.exp(-means[1])) + means[2]) / 3
+    assert float(fcdd_loss(maps, bad)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loss_with_masks_is_equation_5_by_brute_force() -> None:
+    """The logarithm is left out for images without a flawed pixel."""
+    spread = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(1)) + 0.1
+    masks = torch.zeros(2, 4, 4)
+    masks[1, :2, 1] = 1
+    good = [float(((1 - mask) * one).sum()) / 16 for one, mask in zip(spread, masks, strict=True)]
+    inside = float((masks[1] * spread[1]).sum()) / 16
+
+    expected = (good[0] + good[1] - math.log(1 - math.exp(-inside))) / 2
+    assert float(pixel_loss(spread, masks)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_anomaly_that_looks_perfectly_good_costs_a_finite_much_and_pulls() -> None:
+    """a near 0: log(1 - exp(-a)) would be log(0) in float32; the gradient must point away from zero."""
+    maps = torch.full((1, 2, 2), 1e-12, requires_grad=True)
+
+    loss = fcdd_loss(maps, torch.ones(1))
+    loss.backward()  # type: ignore[no-untyped-call]
+
+    assert math.isfinite(float(loss.detach())) and float(loss.detach()) > 20
+    assert maps.grad is not None and bool((maps.grad < 0).all())
+
+
+@pytest.mark.parametrize(("value", "term"), [(float("nan"), "good"), (float("inf"), "good")])
+def test_a_term_that_is_no_number_is_named(value: float, term: str) -> None:
+    """Before the step is taken, so that the checkpoint stays good."""
+    with pytest.raises(TrainingError, match=f"{term} term became"):
+        fcdd_loss(torch.full((1, 2, 2), value), torch.zeros(1))
+
+
+@pytest.mark.parametrize("jump", [1, 2, 4, 8])
+def test_the_two_products_are_the_papers_transposed_convolution(jump: int) -> None:
+    """A fixed Gaussian of the field's size, peak 1, at every cell, cut to the frame: equal to 1e-5."""
+    field, sigma, cells, side = 31, 6.0, 9, 8 * jump + 31
+    taps = torch.exp(-0.5 * ((torch.arange(field) - (field - 1) / 2) / sigma) ** 2)
+    coarse = torch.rand(1, 1, cells, cells, generator=torch.Generator().manual_seed(2))
+    reference = torch.nn.functional.conv_transpose2d(coarse, torch.outer(taps, taps)[None, None], stride=jump)
+
+    spread = spreading(cells, offset=(field - 1) / 2, jump=jump, field=field, sigma=sigma, at=np.arange(side))
+
+    assert reference.shape[2:] == (side, side)
+    torch.testing.assert_close(spread @ coarse[0, 0] @ spread.T, reference[0, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_control_a_gaussian_off_by_a_pixel_is_another_map() -> None:
+    """Planted bug: the center of the field where its corner is."""
+    right, wrong = (
+        spreading(9, offset=offset, jump=4, field=31, sigma=6.0, at=np.arange(63)) for offset in (15.0, 16.0)
+    )
+
+    assert float((right - wrong).abs().max()) > 0.05
+
+
+# --- confetti ---------------------------------------------------------------------------------------------------------
+
+
+def test_confetti_changes_what_its_mask_says_and_nothing_far_from_it(photos: Frames) -> None:
+    """Some of the image, not all of it; outside the mask at most a few gray levels."""
+    for seed in range(20):
+        image = photos[seed % len(photos)]
+        changed, mask = with_confetti(image, np.random.default_rng(seed))
+
+        difference = np.abs(changed.astype(int) - image).max(2)
+        assert changed.shape == image.shape and changed.dtype == np.uint8
+        assert 0 < mask.mean() < 0.95
+        assert difference[~mask].max(initial=0) < 4 <= difference[mask].min()
+
+
+def test_confetti_shows_on_black_as_well() -> None:
+    """Dark blobs cannot darken black: the noise is inverted."""
+    changed, mask = with_confetti(np.zeros((128, 128, 1), np.uint8), np.random.default_rng(3))
+
+    assert changed.max() > 50 and mask.any()
+
+
+def test_confetti_follows_from_its_seed(photos: Frames) -> None:
+    """A resumed run draws it again."""
+    one, other = (with_confetti(photos[0], np.random.default_rng(5))[0] for _ in range(2))
+
+    np.testing.assert_array_equal(one, other)
+
+
+# --- the method -------------------------------------------------------------------------------------------------------
+
+
+def test_frozen_layers_stay_as_the_teacher_has_them_and_the_others_move(photos: Frames) -> None:
+    """Two convolutions are the teacher's to the bit after training."""
+    method = Fcdd(SMALL, seed=1)
+    before = [parameter.clone() for parameter in method.net.trunk.parameters()]
+    schedule = replace(SMALL.schedule(len(photos)), steps=3)
+
+    run_training(method, photos, photos, schedule, seed=1, identity={})
+
+    moved = [not torch.equal(one, other) for one, other in zip(before, method.net.trunk.parameters(), strict=True)]
+    assert moved == [False] * 4 + [True] * (len(moved) - 4)
+
+
+@pytest.mark.parametrize("preset", ["confetti", "confetti-masks"])
+def test_training_lowers_the_loss_and_the_bundle_marks_planted_confetti(
+    photos: Frames, tmp_path: Path, preset: str
+) -> None:
+    """Forty steps on twelve photographs, exported, checked against torch, and run by OpenVINO."""
+    config = replace(PRESETS[preset], size_px=128, trunk="line", batch_size=4)
+    method = Fcdd(config, seed=1)
+    outcome = run_training(method, photos[:8], photos[8:], replace(config.schedule(8), steps=40), seed=1, identity={})
+    method.fit_statistics(photos[8:])
+    facts = BundleFacts("fcdd", "fcdd", preset, InputSpec(128, 128, 3, 4), "0" * 64, True, {}, {})
+    bundle = export_bundle(method, tmp_path / "bundle", facts, held_out=photos[8:])
+
+    with open_engine(bundle, backend="openvino") as engine:
+        check_golden(bundle, engine, require=True)
+        bad, mask = with_confetti(photos[9], np.random.default_rng(1))
+        maps, _ = engine.infer(bad[None])
+    cells = mask.reshape(32, 4, 32, 4).mean((1, 3))
+    assert outcome.curve[-1].loss < outcome.curve[0].loss
+    assert maps[0][cells > 0.5].mean() > maps[0][cells == 0].mean() + 0.5
+
+
+def test_control_labels_drawn_at_random_teach_nothing(photos: Frames) -> None:
+    """The planted control of the issue: the same images under shuffled labels do not get apart."""
+    found = {}
+    for labels in ("true", "random"):
+        config = replace(SMALL, labels=labels)  # type: ignore[arg-type]
+        method = Fcdd(config, seed=1)
+        run_training(method, photos, photos, replace(config.schedule(12), steps=80), seed=1, identity={})
+        with torch.no_grad():
+            good = pseudo_huber(method.net(torch.from_numpy(photos))).mean()
+            confetti = np.stack([with_confetti(one, np.random.default_rng(i))[0] for i, one in enumerate(photos)])
+            found[labels] = float(pseudo_huber(method.net(torch.from_numpy(confetti))).mean() / good)
+
+    assert found["true"] > 1.3 * found["random"]
+
+
+def test_anomalies_follow_from_the_steps_own_draw(photos: Frames) -> None:
+    """The same draw, the same loss; another, another."""
+    method = Fcdd(SMALL, seed=1)
+    frames = torch.from_numpy(photos[:4])
+
+    same = [float(method.loss(Batch(frames, draw=7)).detach()) for _ in range(2)]
+
+    assert same[0] == same[1] != float(method.loss(Batch(frames, draw=8)).detach())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"anomaly_share": 0.0}, "without anomalies a map of zeros is perfect"),
+        ({"anomaly_share": 1.0}, "without good images"),
+        ({"sigma": 0.0}, "sigma must be a positive"),
+        ({"stride": 0}, "stride = 0"),
+        ({"supervision": "pixel", "photographs": "photos"}, "photographs have none"),
+    ],
+)
+def test_settings_that_cannot_teach_are_refused(changes: dict[str, object], message: str) -> None:
+    """Before an image is read."""
+    with pytest.raises(CommandError, match=message):
+        replace(CONFETTI, **changes)  # type: ignore[arg-type]
+
+
+def test_a_missing_trunk_is_told_with_those_that_are_shipped() -> None:
+    """As for student-teacher."""
+    with pytest.raises(TrainingError, match="shipped: "):
+        Fcdd(replace(SMALL, trunk="vgg11"), seed=1)
+
+
+def test_the_recommended_preset_is_the_first() -> None:
+    """`kizu train fcdd` alone takes that."""
+    assert next(iter(PRESETS)) == RECOMMENDED
