@@ -11,7 +11,7 @@ PIP = .venv/bin/pip --disable-pip-version-check install -q -c constraints.txt
 KIZU = .venv/bin/kizu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-train setup test check format fuzz bench compile-all clean
+.PHONY: help demo demo-train setup test test-gpu check format fuzz test-system bench bench-gpu kernels soak-kill compile-all clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,11 +53,27 @@ demo-train: setup  ## train the shipped demo bundle again, from the shipped phot
 fuzz: setup  ## over a million damaged inputs for every parser of what comes from outside, as JSON lines
 	.venv/bin/python tests/helpers/fuzzing.py --inputs $(INPUTS_FUZZ)
 
+test-system: setup  ## the unit under a real systemd in a container (root, systemd-container): two minutes
+	.venv/bin/python tests/system/nspawn.py
+
 bench: setup  ## every benchmark that needs no data beside the checkout, as JSON lines
 	@for name in engine segmentation throughput overhead startup memory fdfe; do .venv/bin/python benchmarks/$$name.py || exit 1; done
 
 compile-all: setup  ## build every preset's graph for every GPU target at every precision (TensorRT for RTX, no GPU needed)
 	.venv/bin/python benchmarks/compile_all.py
+
+soak-kill: setup  ## SIGKILL daemon, cameras and subscribers 1,000 times (hours): nothing lost, nothing twice
+	.venv/bin/python tests/system/kill_line.py --kills 1000
+
+test-gpu: setup  ## the tests that need an NVIDIA GPU; prints device and versions
+	.venv/bin/kizu doctor
+	.venv/bin/python -m pytest -m gpu -s -rs
+
+bench-gpu: setup  ## the benchmarks that need an NVIDIA GPU, as JSON; fails without one
+	.venv/bin/python benchmarks/gpu.py
+
+kernels:  ## build our CUDA kernels for every supported GPU (needs nvcc)
+	sh edge/engines/kernels/build.sh
 
 clean:  ## remove .venv and build
 	rm -rf .venv build

@@ -133,12 +133,12 @@ def untrained_teachers(preset: str, folder: Path) -> str:
     import torch
 
     from trainer.checkpoint import module_tensors, save_checkpoint
-    from trainer.config import PRESETS
+    from trainer.config import STUDENT_TEACHER
     from trainer.distill import load_teacher
     from trainer.patch_nets import build_patch_net
 
     files = []
-    for name in PRESETS["student-teacher"][preset].teachers:
+    for name in STUDENT_TEACHER[preset].teachers:
         spec = load_teacher(name).spec
         tensors = module_tensors("net", build_patch_net(spec, 12345))
         tensors |= {"decoder.weight": torch.zeros(1, spec.descriptor_dim), "decoder.bias": torch.zeros(1)}

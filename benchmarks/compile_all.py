@@ -87,14 +87,14 @@ def nameless(plan: CompiledPlan) -> bytes:
 
 def presets(folder: Path) -> Iterator[ModelBundle]:
     """A bundle of every preset whose teachers are here."""
-    from trainer.config import PRESETS
+    from trainer.config import STUDENT_TEACHER
     from trainer.data import load_training_set
     from trainer.distill import load_teacher
     from trainer.export import BundleFacts, export_bundle
     from trainer.methods.student_teacher import StudentTeacher
 
     frames = load_training_set(PHOTOS, size_px=256, aspect="stretch", skip_bad=False).take(np.arange(8))
-    for name, config in PRESETS["student-teacher"].items():
+    for name, config in STUDENT_TEACHER.items():
         try:
             method = StudentTeacher(config, [load_teacher(teacher) for teacher in config.teachers], seed=1)
         except KizuError as error:

@@ -32,7 +32,7 @@ from edge.bundle import InputSpec, MapGeometry
 from edge.stages.infer import map_roi
 from edge.stages.segment import render_map
 from edge.types import AnomalyMap, FrameId, Roi
-from trainer.config import StudentTeacherConfig, choose_preset, override
+from trainer.config import STUDENT_TEACHER, StudentTeacherConfig, override
 from trainer.data import load_training_set, split_by_part
 from trainer.distill import load_teacher
 from trainer.distill_losses import varied_exposure
@@ -58,7 +58,7 @@ def main() -> None:
     options = parser.parse_args()
     for variant in options.variant or [""]:
         started = time.monotonic()
-        config = override(choose_preset("student-teacher", options.preset), variant.split())
+        config = override(STUDENT_TEACHER[options.preset], variant.split())
         rows = {}
         for name in options.sets.split(","):
             rows[name] = judge(config, options, name)

@@ -25,7 +25,7 @@ from edge.stages.infer import map_roi
 from edge.stages.preprocess import prepare
 from edge.stages.segment import render_map
 from edge.types import AnomalyMap, FrameId, Roi
-from trainer.config import choose_preset
+from trainer.config import STUDENT_TEACHER
 from trainer.data import load_training_set, split_by_part
 from trainer.distill import load_teacher
 from trainer.loop import TerminalReporter, run_training
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=None, help="default: the preset's")
     parser.add_argument("--flawed", type=int, default=3, help="how many flawed photographs, after one good one")
     options = parser.parse_args()
-    config = choose_preset("student-teacher", options.preset)
+    config = STUDENT_TEACHER[options.preset]
     found = load_training_set(PHOTOS, size_px=config.size_px, aspect="stretch", skip_bad=False)
     split = split_by_part(found.names, found.file_sha256, share=0.2, seed=1)
     method = StudentTeacher(config, [load_teacher(name) for name in config.teachers], seed=1)

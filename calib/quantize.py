@@ -112,8 +112,8 @@ def quantize_bundle(source: ModelBundle, good: Path, out: Path, request: Request
     quantized = quantize_graph(source.model, layers, ranges, request.precision, seen.means, request.weight_bits)
     draft = draft_bundle(source, quantized)
     parity = require_parity(draft, request.precision)
-    compared, engine = compare(source, draft, sample, request)
-    facts = engine, sample.digest(), source.manifest.map.reduction
+    compared, engine_name = compare(source, draft, sample, request)
+    facts = engine_name, sample.digest(), source.manifest.map.reduction
     calibration, rule = refit(source.calibration, compared, *facts)
     # The same rule on the same frames before quantization: another sample moves the threshold by itself, and that is no
     # fault of the eight bits.
@@ -133,7 +133,7 @@ def quantize_bundle(source: ModelBundle, good: Path, out: Path, request: Request
         range_frames=len(frames),
         threshold_frames=len(sample.unseen),
         threshold_rule=rule,
-        engine=engine,
+        engine=engine_name,
         parity_max_abs=parity,
         agreement=found,
         limits=request.limits,

@@ -32,11 +32,15 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class EngineConfig(_Section, frozen=True):
     """[engine]: which backend runs the graph, where, and on how many streams side by side.
 
-    `refine` false computes every tile densely, also where the bundle has a coarse graph to look with first.
+    `refine` false computes every tile densely, also where the bundle has a coarse graph to look with first. `precision`
+    and `on_gpu_failure` are TensorRT's: where the GPU cannot be used, "cpu" goes on with OpenVINO, says so and counts
+    it, "refuse" does not start.
     """
 
-    backend: Literal["openvino", "onnxruntime", "fake"] = "openvino"
+    backend: Literal["openvino", "onnxruntime", "tensorrt", "fake"] = "openvino"
     device: _Text = "cpu"
+    precision: Literal["fp32", "fp16", "bf16", "int8", "fp8"] = "fp16"
+    on_gpu_failure: Literal["cpu", "refuse"] = "refuse"
     streams: Annotated[int, Meta(ge=1, le=64)] = 2
     refine: bool = True
 
@@ -66,9 +70,16 @@ class MetricsConfig(_Section, frozen=True):
 
 
 class LogConfig(_Section, frozen=True):
-    """[log]: the event log's SQLite file."""
+    """[log]: the event log's SQLite file, and how much of it is kept: None without a limit of that kind.
+
+    `rejects_bytes` and `rejects_count` bound the frames of rejected parts that are kept beside it; 0 keeps none.
+    """
 
     path: _Text
+    retain_bytes: Annotated[int, Meta(ge=1024 * 1024)] | None = None
+    retain_days: Annotated[float, Meta(gt=0, le=36_500)] | None = None
+    rejects_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
+    rejects_count: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
 
 
 class BatchingConfig(_Section, frozen=True):
@@ -130,6 +141,7 @@ class EdgeConfig(_Section, frozen=True):
     events_address: _Text
     cameras: Annotated[tuple[CameraConfig, ...], Meta(min_length=1, max_length=64)]
     log: LogConfig
+    replay_address: _Text | None = None
     window: Annotated[int, Meta(ge=1, le=256)] = 8
     control_address: _Text | None = None
     plain_off_host: bool = False
@@ -164,7 +176,7 @@ def load_config(path: Path | str) -> EdgeConfig:
     return msgspec.structs.replace(
         config,
         bundle=str(folder / config.bundle),
-        log=LogConfig(path=str(folder / config.log.path)),
+        log=msgspec.structs.replace(config.log, path=str(folder / config.log.path)),
         security=_with_absolute_paths(config.security, folder),
     )
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from edge.admission import AllowList
 from edge.bundle import GoldenCheck, ModelBundle, check_golden, open_bundle
 from edge.clock import SystemClock
+from edge.compile import LOOSE
 from edge.config import EdgeConfig, load_config
 from edge.docket import terms_of
 from edge.doorkeeper import Doorkeeper
@@ -33,6 +34,7 @@ from edge.health import Notifier, State, state_of
 from edge.inference import Stages
 from edge.keys import ServerKeys, load_server
 from edge.metrics import Metrics, MetricsServer
+from edge.opening import EngineOpener
 from edge.payloads import FrameLimits
 from edge.pipeline import Pipeline
 from edge.protocols import Clock, Engine
@@ -60,10 +62,12 @@ class Ready:
     line: str
     frames_address: str
     events_address: str
+    replay_address: str | None
     metrics_url: str
     model_id: str
     certified: bool
     backend: str
+    fallback: str | None
     golden_share_of_tolerance: float | None
     startup_s: float
 
@@ -98,7 +102,8 @@ def check(config: EdgeConfig, where: Path) -> dict[str, str | int | float | bool
     check_peers(config, where)
     bundle = _open_bundle(config, where)
     make_stages(config, bundle, where)
-    with open_warm_engine(config, bundle, where) as engine:
+    opener = EngineOpener(config, bundle)
+    with opener.open() as engine:
         golden = check_engine(config, bundle, engine)
         return {
             "line": config.line,
@@ -108,6 +113,8 @@ def check(config: EdgeConfig, where: Path) -> dict[str, str | int | float | bool
             "certified": bundle.calibration.certified,
             "backend": engine.spec.name,
             "backend_version": engine.spec.version,
+            "device": engine.spec.device,
+            "fallback": opener.fallback,
             "golden_share_of_tolerance": None if golden is None else golden.max_rel_of_tolerance,
         }
 
@@ -130,6 +137,9 @@ def serve(
     """
     from edge.sinks.event_log import EventLog
     from edge.sinks.publisher import Publisher
+    from edge.sinks.rejects import RejectRing, rejects_folder
+    from edge.sinks.replay import ReplayServer
+    from edge.sinks.retention import Retention
     from edge.sources.zeromq import ZeroMqSource
 
     started = time.monotonic()
@@ -147,7 +157,8 @@ def serve(
         with _named(where, "metrics"):
             server = opened.enter_context(MetricsServer(registry, config.metrics.host, config.metrics.port))
         bundle = _open_bundle(config, where)
-        stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn)
+        opener = _opener(config, bundle, metrics, warn)
+        stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
         _warn_of_bundle(config, bundle, warn)
         pipeline: Pipeline | None = None
 
@@ -159,12 +170,29 @@ def serve(
         # Twice what can be in flight: frames of a camera's earlier epoch may still be there.
         capacity = config.window * len(names)
         with _named(where, "log.path"):
-            event_log = EventLog(Path(config.log.path), clock, capacity=max(1024, 2 * capacity), on_failure=log_failed)
+            days = config.log.retain_days
+            event_log = EventLog(
+                Path(config.log.path),
+                clock,
+                capacity=max(1024, 2 * capacity),
+                on_failure=log_failed,
+                on_group=metrics.observe_group,
+                retention=Retention(config.log.retain_bytes, None if days is None else days * 86400),
+            )
         opened.callback(event_log.close)
         keys = open_keys(config, where)
         context = new_context()
         opened.callback(context.destroy, LINGER_MS)
         door = opened.enter_context(open_door(config, where, context, metrics, warn))
+        rejects: RejectRing | None = None
+        if config.log.rejects_count and config.log.rejects_bytes:
+            rejects = opened.enter_context(
+                RejectRing(
+                    rejects_folder(Path(config.log.path)),
+                    max_bytes=config.log.rejects_bytes,
+                    max_count=config.log.rejects_count,
+                )
+            )
         with _named(where, "events_address"):
             publisher = Publisher(
                 config.events_address,
@@ -177,12 +205,42 @@ def serve(
                 on_bound=lambda made: door.watch(made, "events"),
             )
         opened.callback(publisher.close)
+        replay: ReplayServer | None = None
+        if config.replay_address is not None:
+            with _named(where, "replay_address"):
+                replay = ReplayServer(
+                    config.replay_address,
+                    event_log,
+                    on_refused=metrics.refuse,
+                    on_failure=lambda why: warn("replay failed", {"error": why}),
+                    plain_off_host=config.plain_off_host,
+                    context=context,
+                    keys=keys,
+                    on_bound=lambda made: door.watch(made, "replay"),
+                )
+            opened.callback(replay.close)
+
+        def sample_log() -> None:
+            metrics.set_depth("log", event_log.waiting)
+            metrics.log_head.set(event_log.head)
+            metrics.log_bytes.set(event_log.size_bytes)
+            metrics.log_removed_through.set(event_log.removed_through)
+            metrics.set_lags(event_log.head, event_log.cursors())
+            metrics.replayed.set(0 if replay is None else replay.served)
+            metrics.rejects_dropped.set(0 if rejects is None else rejects.dropped)
+
         with warming_masks():
-            engine = open_warm_engine(config, bundle, where, on_tiles=metrics.count_tiles)
+            engine = opener.open()
             opened.push(engine.__exit__)
             golden = check_engine(config, bundle, engine)
             engine.warmup()
         metrics.set_engine(engine.spec.name, engine.spec.version, engine.spec.device)
+
+        def open_again() -> Engine:
+            fresh = _open_checked(config, bundle, opener)
+            metrics.set_engine(fresh.spec.name, fresh.spec.version, fresh.spec.device)
+            return fresh
+
         metrics.set_model(bundle.model_id, bundle.manifest, stages.decide.calibration.certified)
         with _named(where, "frames_address"):
             source = ZeroMqSource(
@@ -205,7 +263,7 @@ def serve(
         pipeline = Pipeline(
             source=source,
             engine=engine,
-            open_engine=lambda: open_warm_engine(config, bundle, where, warm=True, on_tiles=metrics.count_tiles),
+            open_engine=open_again,
             stages=stages,
             log=event_log,
             publisher=publisher,
@@ -216,6 +274,7 @@ def serve(
             max_wait_ms=config.batching.max_wait_ms,
             warn=warn,
             terms={camera.name: terms_of(camera) for camera in config.cameras},
+            on_reject=(lambda frame_id, image: None) if rejects is None else rejects.put,
         )
         pipeline.start()
         with _named(where, "control_address"):
@@ -238,10 +297,12 @@ def serve(
             line=config.line,
             frames_address=source.address,
             events_address=publisher.address,
+            replay_address=None if replay is None else replay.address,
             metrics_url=f"http://{config.metrics.host}:{server.port}/metrics",
             model_id=bundle.model_id,
             certified=stages.decide.calibration.certified,
             backend=f"{engine.spec.name} {engine.spec.version}",
+            fallback=opener.fallback,
             golden_share_of_tolerance=None if golden is None else golden.max_rel_of_tolerance,
             startup_s=round(time.monotonic() - started, 3),
         )
@@ -249,7 +310,7 @@ def serve(
             log.info("ready", **msgspec.to_builtins(ready))
             notifier.ready()
             on_ready(ready)
-            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, lambda: event_log.waiting)
+            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, sample_log, opener)
         finally:
             notifier.stopping()
             metrics.set_state("stopping")
@@ -268,7 +329,8 @@ def _watch(
     stop: StopRequest,
     clock: Clock,
     log: Any,
-    log_waiting: Callable[[], int],
+    sample_log: Callable[[], None],
+    opener: EngineOpener,
 ) -> None:
     """The main thread's loop: heads, queue depths, state and watchdog, a few times per second."""
     state: State | None = None
@@ -276,13 +338,13 @@ def _watch(
     while not stop.event.wait(_TICK_S) and not pipeline.ended:
         publisher.tick()
         pipeline.sample_queues()
-        metrics.set_depth("log", log_waiting())
+        sample_log()
         now_ns = clock.monotonic_ns()
-        new = state_of(pipeline.progress(), now_ns)
+        new = state_of(replace(pipeline.progress(), engine_fallback=opener.fallback is not None), now_ns)
         if new is not state:
             log.info("state", state=new.value, before=None if state is None else state.value)
             metrics.set_state(new.value)
-            notifier.status(new.value)
+            notifier.status(new.value if opener.fallback is None else f"{new.value}: no GPU ({opener.fallback})")
             state = new
         # A stalled line keeps silent, so that systemd restarts it.
         due_s = None if notifier.watchdog_s is None else notifier.watchdog_s / 3
@@ -342,7 +404,8 @@ def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:
             f"{where}: batching.max_batch is {config.batching.max_batch}, bundle {config.bundle} was exported for at "
             f"most {manifest.input.max_batch}; write {manifest.input.max_batch} or less"
         )
-    if config.engine.backend == "fake":  # its scores are not the model's, so nobody vouches for the threshold
+    if calibration.engine.split(" ")[0] != config.engine.backend:
+        # A threshold is certified through the engine that gave the scores; nobody vouches for another's.
         calibration = msgspec.structs.replace(calibration, certified=False)
     return Stages(
         line=config.line,
@@ -383,15 +446,16 @@ def check_addresses(config: EdgeConfig, where: Path) -> None:
         ConfigError: names file and key.
     """
     control = config.control_address or default_control_address(config)
-    for key, address, off_host in (
-        ("frames_address", config.frames_address, config.plain_off_host),
-        ("events_address", config.events_address, config.plain_off_host),
-        ("control_address", control, False),
+    secured = config.security.secret_key is not None
+    for key, address, off_host, has_keys in (
+        ("frames_address", config.frames_address, config.plain_off_host, secured),
+        ("events_address", config.events_address, config.plain_off_host, secured),
+        ("replay_address", config.replay_address, config.plain_off_host, secured),
+        ("control_address", control, False, False),
     ):
         with _named(where, key):
-            check_address(
-                address, off_host, secured=key != "control_address" and config.security.secret_key is not None
-            )
+            if address is not None:
+                check_address(address, off_host, secured=has_keys)
     if config.frames_address == config.events_address and not config.frames_address.endswith(":*"):
         raise ConfigError(
             f"{where}: events_address: {config.events_address!r} is the frames_address as well; give it its own port"
@@ -468,36 +532,15 @@ def require_signer(config: EdgeConfig, bundle: ModelBundle, where: Path) -> str:
     return trusted.signer(bundle.path, bundle.signed_by)
 
 
-def open_warm_engine(
-    config: EdgeConfig,
-    bundle: ModelBundle,
-    where: Path,
-    *,
-    warm: bool = False,
-    on_tiles: Callable[[int, int], None] = lambda seen, refined: None,
-) -> Engine:
-    """The configured engine for `bundle`, warmed if asked; `on_tiles` is told what its coarse pass finds."""
-    from edge.engines.registry import open_engine
-
-    engine = open_engine(
-        bundle,
-        backend=config.engine.backend,
-        device=config.engine.device,
-        streams=config.engine.streams,
-        max_batch=config.batching.max_batch,
-        refine=config.engine.refine,
-        on_tiles=on_tiles,
-    )
-    if warm:
-        engine.warmup()
-    return engine
-
-
-def _watched(stages: Stages, config: EdgeConfig, metrics: Metrics, clock: Clock, warn: Warn) -> Stages:
-    """`stages` with a watch on its certificate, if it has one and a watch is wanted."""
+def _watched(
+    stages: Stages, config: EdgeConfig, metrics: Metrics, clock: Clock, warn: Warn, opener: EngineOpener
+) -> Stages:
+    """`stages` whose verdicts lose their certificate when the watch voids it, and while the CPU stands in for a GPU."""
     decide = stages.decide
-    if not (decide.calibration.certified and config.watch.enabled):
+    if not decide.calibration.certified:
         return stages
+    if not config.watch.enabled:
+        return dataclasses.replace(stages, stamp=lambda verdict: verdict if opener.fallback is None else _bare(verdict))
 
     def on_void(void: Void) -> None:
         metrics.certificate_valid.set(0)
@@ -515,11 +558,16 @@ def _watched(stages: Stages, config: EdgeConfig, metrics: Metrics, clock: Clock,
         decide = dataclasses.replace(decide, calibration=msgspec.structs.replace(decide.calibration, certified=False))
 
     def stamp(verdict: Verdict) -> Verdict:
-        stamped = warrant.stamp(verdict)
+        stamped = warrant.stamp(verdict) if opener.fallback is None else _bare(verdict)
         metrics.set_evidence(verdict.frame_id.camera, warrant.evidence(verdict.frame_id.camera))
         return stamped
 
     return dataclasses.replace(stages, decide=decide, stamp=stamp)
+
+
+def _bare(verdict: Verdict) -> Verdict:
+    """The verdict without its certificate."""
+    return dataclasses.replace(verdict, certified=False)
 
 
 def _load_model(config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock, warn: Warn) -> Model:
@@ -529,21 +577,35 @@ def _load_model(config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock,
         ConfigError, BundleError, EngineError, ParityError: it cannot run here, and why.
     """
     bundle = _open_bundle(config, where)
-    stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn)
-    engine = open_warm_engine(config, bundle, where, on_tiles=metrics.count_tiles)
-    with ExitStack() as refused:
-        refused.push(engine.__exit__)
-        check_engine(config, bundle, engine)
-        engine.warmup()
-        refused.pop_all()
+    opener = _opener(config, bundle, metrics, warn)
+    stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
+    engine = _open_checked(config, bundle, opener)
     return Model(
         bundle.model_id,
         bundle.manifest,
         stages.decide.calibration.certified,
         engine,
-        lambda: open_warm_engine(config, bundle, where, warm=True, on_tiles=metrics.count_tiles),
+        lambda: _open_checked(config, bundle, opener),
         stages,
     )
+
+
+def _opener(config: EdgeConfig, bundle: ModelBundle, metrics: Metrics, warn: Warn) -> EngineOpener:
+    def fell_back(reason: str, why: str) -> None:
+        metrics.fall_back(reason)
+        warn("the GPU cannot be used: the CPU takes its place", {"reason": reason, "error": why})
+
+    return EngineOpener(config, bundle, on_tiles=metrics.count_tiles, on_fallback=fell_back)
+
+
+def _open_checked(config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener) -> Engine:
+    """An engine that answers the golden frames as it should (it may be the CPU's now), and is warm."""
+    with ExitStack() as refused:
+        engine = refused.enter_context(opener.open())
+        check_engine(config, bundle, engine)
+        engine.warmup()
+        refused.pop_all()
+    return engine
 
 
 def check_engine(config: EdgeConfig, bundle: ModelBundle, engine: Engine) -> GoldenCheck | None:
@@ -552,7 +614,10 @@ def check_engine(config: EdgeConfig, bundle: ModelBundle, engine: Engine) -> Gol
     Raises:
         ParityError: beyond the bundle's tolerance.
     """
-    return None if config.engine.backend == "fake" else check_golden(bundle, engine, require=True)
+    if config.engine.backend == "fake":
+        return None
+    loose = LOOSE[config.engine.precision] if engine.spec.name == "tensorrt" else 0.0
+    return check_golden(bundle, engine, require=True, loose=loose)
 
 
 def _warn_of_bundle(config: EdgeConfig, bundle: ModelBundle, warn: Warn) -> None:

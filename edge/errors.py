@@ -13,7 +13,8 @@
     │   ├── EndOfStream         the source is finished and says so
     │   └── SourceBroken        the source cannot deliver any more
     ├── EngineError             a backend failed or is missing; names the extra to install
-    │   └── EngineBusy          `depth` tickets are out already
+    │   ├── EngineBusy          `depth` tickets are out already
+    │   └── DeviceError         a GPU, its driver or a compiled engine; carries `reason`
     ├── SinkError
     │   ├── SinkFull            the stated bound is reached; nothing was dropped
     │   └── LogError            the event log cannot keep its promise
@@ -96,6 +97,19 @@ class EngineError(KizuError):
 
 class EngineBusy(EngineError):
     """`submit` was called with `depth` tickets out; collect one first."""
+
+
+DEVICE_REASONS: tuple[str, ...] = ("package", "driver", "device", "engine", "memory", "lost")
+"""Every `DeviceError.reason`: no package; no driver or a wrong one; no such GPU; an engine file that does not belong
+here or cannot be built; GPU memory is full; a device or its context failed while it ran."""
+
+
+class DeviceError(EngineError):
+    """A GPU, its driver or a compiled engine cannot be used; `reason` is one of DEVICE_REASONS, for a counter."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class SinkError(KizuError):

@@ -18,7 +18,8 @@ STALL_AFTER_S: Final = 30.0
 
 
 class State(StrEnum):
-    """READY inspects; DEGRADED lost its engine and answers INCONCLUSIVE; STALLED holds frames and gets nowhere."""
+    """READY inspects; DEGRADED lost its engine and answers INCONCLUSIVE, or inspects on the CPU in place of its GPU;
+    STALLED holds frames and gets nowhere."""
 
     READY = "ready"
     DEGRADED = "degraded"
@@ -37,6 +38,7 @@ class Progress:
     moved_ns: int
     source_ns: int
     engine_lost: bool
+    engine_fallback: bool = False
 
 
 def state_of(progress: Progress, now_ns: int, stall_after_s: float = STALL_AFTER_S) -> State:
@@ -44,7 +46,7 @@ def state_of(progress: Progress, now_ns: int, stall_after_s: float = STALL_AFTER
     limit_ns = round(stall_after_s * 1e9)
     if now_ns - progress.source_ns > limit_ns or (progress.in_flight > 0 and now_ns - progress.moved_ns > limit_ns):
         return State.STALLED
-    return State.DEGRADED if progress.engine_lost else State.READY
+    return State.DEGRADED if progress.engine_lost or progress.engine_fallback else State.READY
 
 
 class Notifier:

@@ -32,7 +32,12 @@ ENGINE_TIMEOUT_S: Final = 10.0
 FAILURES_BEFORE_REOPEN: Final = 3
 MAX_DETAIL: Final = 500
 """Characters of a verdict's detail: a backend's message may be pages long, but the event must stay a message."""
+GOOD_BEFORE_FORGIVEN: Final = 100
+"""Batches that a reopened engine must answer before its next failure counts as the first again."""
+_BACKOFF_S: Final = 1.0
+_LONGEST_BACKOFF_S: Final = 60.0
 _IDLE_TIMEOUT_S: Final = 0.25
+_LOST: Final = "the engine failed and could not be opened again yet; the daemon's log says why"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,7 +144,7 @@ class EngineRunner:
         warn: Callable[[str, Mapping[str, object]], None],
     ) -> None:
         self.lost = False
-        """Whether the engine is given up; read by other threads."""
+        """Whether there is no engine at present; read by other threads."""
         self.moved_ns = 0
         """When a batch of tiles was last collected: a large frame takes long but moves; read by other threads."""
         self.calling_ns = 0
@@ -151,7 +156,7 @@ class EngineRunner:
         self._clock = clock
         self._hand_over = hand_over
         self._warn = warn
-        self._depth = engine.spec.depth
+        self._depth = self._most_out = engine.spec.depth
         self._max_batch, self._wait_ns = max_batch, wait_ns
         self._batcher = self._new_batcher()
         self._next: Replacement | None = None
@@ -164,7 +169,10 @@ class EngineRunner:
         self._cutting = False  # whether that may hold some yet
         self._out: deque[tuple[Ticket, Batch, int]] = deque()
         self._failures = 0
-        self._reopened = False
+        self._good = 0
+        self._reopenings = 0
+        """Tries in a row to open the engine again; forgiven once it works."""
+        self._try_again_ns = 0
 
     def run(self, frames: FrameQueue) -> None:
         """Work until None comes, then finish everything that was begun."""
@@ -215,9 +223,10 @@ class EngineRunner:
         if not self.lost:  # one that was given up is closed already
             self._engine.__exit__(None, None, None)
         self._engine, self._open_engine, self._stages = given.engine, given.open_engine, given.stages
-        self._depth = given.engine.spec.depth
+        self._depth = self._most_out = given.engine.spec.depth
         self._batcher = self._new_batcher()
-        self._failures, self._reopened, self.lost = 0, False, False
+        self._failures = self._good = self._reopenings = 0
+        self.lost = False
         given.accepted = True
         given.done.set()
 
@@ -259,8 +268,10 @@ class EngineRunner:
         return 0.0 if self._out else _IDLE_TIMEOUT_S
 
     def _add(self, frame: Frame) -> Batch | None:
+        if self.lost and self._clock.monotonic_ns() >= self._try_again_ns:
+            self._try_open("it was closed after failures")
         if self.lost:
-            self._give_up((frame,), "the engine failed and is not used any more; restart the daemon")
+            self._give_up((frame,), _LOST)
             return None
         started_ns = self._clock.monotonic_ns()
         try:
@@ -288,7 +299,7 @@ class EngineRunner:
 
     def _submit(self, batch: Batch) -> None:
         if self.lost:  # the batch was closed before the engine was given up
-            self._drop(batch, "the engine failed and is not used any more; restart the daemon")
+            self._drop(batch, _LOST)
             return
         started_ns = self._clock.monotonic_ns()
         self.calling_ns = started_ns
@@ -316,6 +327,9 @@ class EngineRunner:
             self._fail(batch, f"the engine answered ticket {answered} instead of {ticket}")
             return
         self._failures = 0
+        self._good += 1
+        if self._good >= GOOD_BEFORE_FORGIVEN:
+            self._reopenings = 0
         self._metrics.observe("engine", self._clock.monotonic_ns() - started_ns)
         if self._stages.tiling is not None:
             self._batcher.release(batch)
@@ -352,23 +366,36 @@ class EngineRunner:
             self._reopen(why)
 
     def _reopen(self, why: str) -> None:
-        """Replace the engine once; a second time it is given up."""
+        """Replace the engine: the first time at once, then after a wait that doubles; until then there is none."""
         while self._out:
             _, batch, _ = self._out.popleft()
             self._drop(batch, f"in the engine when it was closed after {self._failures} failures: {why}")
         self._engine.__exit__(None, None, None)
         self._failures = 0
-        if not self._reopened:
-            self._reopened = True
-            self._metrics.engine_reopens.inc()
-            try:
-                self._engine = self._open_engine()
-                self._warn("engine opened again", {"error": why})
-                return
-            except KizuError as error:
-                why = str(error)
+        if self._reopenings:
+            self._wait_before_next_try(why)
+        else:
+            self._try_open(why)
+
+    def _try_open(self, why: str) -> None:
+        self._reopenings += 1
+        self._metrics.engine_reopens.inc()
+        try:
+            self._engine = self._open_engine()
+        except KizuError as error:
+            self._wait_before_next_try(str(error))
+            return
+        # The batcher has buffers for the first engine's depth; another backend may keep fewer in flight, not more.
+        self._depth = min(self._most_out, self._engine.spec.depth)
+        self._good = 0
+        self.lost = False
+        self._warn("engine opened again", {"error": why, "engine": self._engine.spec.name})
+
+    def _wait_before_next_try(self, why: str) -> None:
+        wait_s = min(_LONGEST_BACKOFF_S, _BACKOFF_S * 2.0 ** min(self._reopenings - 1, 16))
+        self._try_again_ns = self._clock.monotonic_ns() + round(wait_s * 1e9)
         self.lost = True
-        self._warn("engine given up: every frame is INCONCLUSIVE until a restart", {"error": why})
+        self._warn("no engine: every frame is INCONCLUSIVE until it opens again", {"error": why, "wait_s": wait_s})
 
     def _drop(self, batch: Batch, why: str) -> None:
         frames = self._take(batch)

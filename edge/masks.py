@@ -211,3 +211,26 @@ def _runs_of(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
     rows, starts = np.nonzero(edges == 1)
     stops = np.nonzero(edges == -1)[1]
     return np.stack((rows, starts, stops), axis=1).astype(np.int32)
+
+
+def coco_counts(mask: NDArray[np.bool_]) -> str:
+    """`mask` (H, W) as the `counts` of a COCO run-length encoding: runs down the columns, beginning with False.
+
+    Numbers are written as pycocotools does: each from the third on as the difference to the one two before, 5 bits a
+    letter (cocodataset/cocoapi: common/maskApi.c, rleToString).
+    """
+    flat = mask.ravel(order="F")
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff(np.concatenate(([0], edges, [flat.size]))).tolist()
+    if flat.size and flat[0]:
+        counts = [0, *counts]
+    letters: list[str] = []
+    for at, count in enumerate(counts):
+        rest = count - counts[at - 2] if at > 2 else count
+        more = True
+        while more:
+            bits = rest & 31
+            rest >>= 5
+            more = rest != (-1 if bits & 16 else 0)
+            letters.append(chr(48 + (bits | 32 if more else bits)))
+    return "".join(letters)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter as Tally
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Final, Self
 
@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from edge.bundle import Manifest
-from edge.errors import ConfigError
+from edge.errors import DEVICE_REASONS, ConfigError
 from edge.events import DefectEvent
 from edge.protocols import Clock
 from edge.types import Decision, Reason
@@ -187,6 +187,12 @@ class Metrics:
         )
         self.engine_failures = Counter("kizu_engine_failures", "Batches that the engine failed.", registry=registry)
         self.engine_reopens = Counter("kizu_engine_reopens", "Times the engine was opened again.", registry=registry)
+        self._fallbacks = Counter(
+            "kizu_engine_fallbacks",
+            "Times the CPU took the GPU's place, by reason.",
+            ["reason"],
+            registry=registry,
+        )
         self.publish_drops = Counter(
             "kizu_events_unpublished", "Logged events that the publisher's socket refused.", registry=registry
         )
@@ -195,6 +201,22 @@ class Metrics:
         )
         self._tiles_refined = Counter(
             "kizu_tiles_refined", "Those of kizu_tiles_total that were computed densely.", registry=registry
+        )
+        self.log_head = Gauge("kizu_log_head", "The event log's last committed sequence.", registry=registry)
+        self.log_bytes = Gauge("kizu_log_bytes", "Bytes that the event log uses.", registry=registry)
+        self.log_removed_through = Gauge(
+            "kizu_log_removed_through", "The last log sequence that retention removed.", registry=registry
+        )
+        self._log_commit = Histogram(
+            "kizu_log_commit_seconds", "Insert to synced, per group.", buckets=_BUCKETS_S, registry=registry
+        )
+        self._log_group = Counter("kizu_log_group_events", "Events committed, over all groups.", registry=registry)
+        self._lag = Gauge(
+            "kizu_subscriber_lag_events", "Events a registered subscriber has not got.", ["name"], registry=registry
+        )
+        self.replayed = Gauge("kizu_replayed_events", "Events sent again since the start.", registry=registry)
+        self.rejects_dropped = Gauge(
+            "kizu_reject_frames_dropped", "Frames of rejected parts that could not be kept.", registry=registry
         )
         self._crashes = Counter(
             "kizu_thread_crashes", "Threads that ended by an unforeseen error.", ["thread"], registry=registry
@@ -220,6 +242,8 @@ class Metrics:
         self._stages = {stage: self._stage.labels(stage) for stage in STAGES}
         for reason in CONNECTION_REFUSALS:
             self._unconnected.labels(reason)
+        for reason in DEVICE_REASONS:
+            self._fallbacks.labels(reason)
         for camera in cameras:
             self._duplicates.labels(camera)
             self._discarded.labels(camera)
@@ -256,10 +280,24 @@ class Metrics:
         """Note how long one of STAGES took."""
         self._stages[stage].observe(elapsed_ns / 1e9)
 
+    def observe_group(self, events: int, elapsed_ns: int) -> None:
+        """Note one commit of the event log."""
+        self._log_group.inc(events)
+        self._log_commit.observe(elapsed_ns / 1e9)
+
+    def set_lags(self, head: int, cursors: Mapping[str, int]) -> None:
+        """Note how far each registered subscriber is behind `head`."""
+        for name, cursor in cursors.items():
+            self._lag.labels(name).set(max(0, head - cursor))
+
     def count_tiles(self, seen: int, refined: int) -> None:
         """Count tiles that were looked at coarsely, and those of them that were computed densely."""
         self._tiles.inc(seen)
         self._tiles_refined.inc(refined)
+
+    def fall_back(self, reason: str) -> None:
+        """Count the CPU taking the place of the GPU; `reason` is one of DEVICE_REASONS."""
+        self._fallbacks.labels(reason).inc()
 
     def crash(self, thread: str) -> None:
         """Count a thread that ended by an unforeseen error."""
@@ -275,7 +313,8 @@ class Metrics:
             self._state.labels(name).set(name == state)
 
     def set_engine(self, backend: str, version: str, device: str) -> None:
-        """Say what runs the graph."""
+        """Say what runs the graph, in place of what did."""
+        self._engine.clear()
         self._engine.labels(backend, version, device).set(1)
 
     def set_model(self, model_id: str, manifest: Manifest, certified: bool) -> None:

@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Final, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edge import images, wire
 from edge.docket import Docket, Terms
@@ -29,7 +30,7 @@ from edge.health import Progress
 from edge.inference import MAX_DETAIL, EngineRunner, Replacement, Scored, Stages, Unjudged, judged
 from edge.metrics import Metrics
 from edge.protocols import Clock, Engine
-from edge.types import DefectRegion, Frame, Reason, Unreadable, Verdict
+from edge.types import Decision, DefectRegion, Frame, FrameId, Reason, Unreadable, Verdict
 
 FrameKey = tuple[str, int, int]
 
@@ -72,7 +73,7 @@ class Pipeline:
     `open_engine` makes a fresh, warm engine after the given one failed `FAILURES_BEFORE_REOPEN` batches in a row; when
     that does not help, frames are answered INCONCLUSIVE(engine) until the daemon is restarted. `terms` are the policies
     and deadlines by camera. `on_judged` sees every frame that was scored, with its verdict, in the verdict thread; it
-    must be quick and must not raise.
+    must be quick and must not raise; so must `on_reject`, which is shown each rejected frame's picture, a copy.
     """
 
     def __init__(
@@ -91,8 +92,10 @@ class Pipeline:
         max_wait_ms: float,
         warn: Callable[[str, Mapping[str, object]], None],
         terms: Mapping[str, Terms] = MappingProxyType({}),
+        on_reject: Callable[[FrameId, NDArray[np.uint8]], None] = lambda frame_id, image: None,
     ) -> None:
         self.on_judged: Callable[[Frame, Verdict], None] = ignore
+        self._on_reject = on_reject
         self._source = source
         self._stages = stages
         self._log = log
@@ -295,6 +298,9 @@ class Pipeline:
                 self._metrics.observe("segment", self._clock.monotonic_ns() - started_ns)
                 if self._settles(frame):
                     verdict = item.stages.stamp(verdict)
+                    if verdict.decision is Decision.REJECT:
+                        # A copy: pixels in a camera's ring change once the frame is acknowledged.
+                        self._on_reject(frame.id, frame.image.copy())
                     self._conclude(verdict)
                     self.on_judged(frame, verdict)
 

@@ -84,9 +84,10 @@ def dealer(
     plain_off_host: bool = False,
     context: Context | None = None,
     keys: ClientKeys | None = None,
+    max_message_bytes: int = SMALL_MESSAGE_BYTES,
 ) -> Socket:
     """Connect a camera; it takes messages only while connected, so nothing stale waits for a daemon that is gone."""
-    made = _make(zmq.DEALER, address, hwm, SMALL_MESSAGE_BYTES, plain_off_host, context, keys)
+    made = _make(zmq.DEALER, address, hwm, max_message_bytes, plain_off_host, context, keys)
     _speak_curve(made, keys)
     made.setsockopt(zmq.IMMEDIATE, 1)
     return _connect(made, address)
@@ -150,6 +151,14 @@ def watch_door(made: Socket, context: Context) -> Socket:
     address = f"inproc://door-{secrets.token_hex(8)}"
     made.monitor(address, _DOOR_EVENTS)
     return _connect(_make(zmq.PAIR, address, _DOOR_HWM, 1024, False, context), address)
+
+
+def owner_of_key(part: zmq.Frame) -> str:
+    """The name that the doorkeeper gave the key of whoever sent this; none that a peer could bear if it gave none."""
+    try:
+        return str(part.get("User-Id"))
+    except zmq.ZMQError:
+        return ""
 
 
 def bound_address(made: Socket) -> str:

@@ -6,17 +6,20 @@ languages. Opens no socket (`sockets`), keeps no state (`sources.zeromq`, `sende
     camera -> daemon    [hello JSON]                       [frame JSON][payload, empty with a ring]
     daemon -> camera    [credit JSON]
     daemon -> all       [event/LINE/CAMERA/][event JSON][mask PNG or empty]       [head/LINE/][head JSON]
+    subscriber -> log   [replay JSON]                      [cursor JSON]
+    log -> subscriber   [events JSON][event JSON][mask]... [cursor_at JSON]       [refused JSON]
 
 Unknown header fields are skipped, so that a newer camera can talk to an older daemon.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -31,6 +34,10 @@ WIRE_VERSION: Final = 1
 MAX_HEADER_BYTES: Final = 4096
 MAX_EVENT_BYTES: Final = 256 * 1024
 MASK_INLINE_BYTES: Final = 64 * 1024
+MAX_REPLAY_EVENTS: Final = 1024
+MAX_REPLAY_BYTES: Final = 4 * 1024 * 1024
+# A 1-bit PNG of 2**26 pixels cannot be longer; larger than any part of a replay.
+MAX_MASK_BYTES: Final = 16 * 1024 * 1024
 NAME: Final = re.compile(r"[a-z0-9_-]{1,64}")
 
 # Integers fit SQLite's signed 64 bits. JavaScript reads them exactly up to 2**53 only; our own epochs stay below that.
@@ -49,7 +56,7 @@ class Refusal(StrEnum):
     VERSION = "version"
     CAMERA_NAME = "camera_name"
     CAMERA_UNKNOWN = "camera_unknown"
-    CAMERA_NOT_OF_KEY = "camera_not_of_key"
+    NAME_NOT_OF_KEY = "name_not_of_key"
     NO_HELLO = "no_hello"
     SUPERSEDED = "superseded"
     OVER_WINDOW = "over_window"
@@ -119,6 +126,72 @@ class Head(msgspec.Struct, frozen=True):
     log_sequence: int
 
 
+class ReplayRequest(msgspec.Struct, frozen=True, tag_field="type", tag="replay"):
+    """A subscriber asks for what follows (`log_epoch`, `log_sequence`): at most `limit` events, about `max_bytes`.
+
+    An epoch that is not the log's is answered from the log's beginning: the log is another one.
+    """
+
+    version: int
+    token: Unsigned
+    log_epoch: Unsigned
+    log_sequence: Unsigned
+    limit: Annotated[int, Meta(ge=1, le=MAX_REPLAY_EVENTS)] = 256
+    max_bytes: Annotated[int, Meta(ge=1, le=MAX_REPLAY_BYTES)] = MAX_REPLAY_BYTES
+
+
+class CursorRequest(msgspec.Struct, frozen=True, tag_field="type", tag="cursor"):
+    """A subscriber registers as `name`, asks where it stands, or says that it has everything through `log_sequence`.
+
+    `log_epoch` 0 only asks; a name that is not registered yet is, at `start` (`beginning` or `now`).
+    """
+
+    version: int
+    token: Unsigned
+    name: str
+    log_epoch: Unsigned = 0
+    log_sequence: Unsigned = 0
+    start: Literal["beginning", "now"] = "beginning"
+
+
+class Gap(msgspec.Struct, frozen=True):
+    """Log sequences `first` to `last`, which retention removed."""
+
+    first: int
+    last: int
+
+
+class ReplayHeader(msgspec.Struct, frozen=True, tag_field="type", tag="events"):
+    """First part of an answer; `count` pairs of parts follow, event JSON and mask PNG (empty: none)."""
+
+    version: int
+    token: int
+    log_epoch: int
+    head: int
+    count: int
+    gap: Gap | None = None
+
+
+class CursorState(msgspec.Struct, frozen=True, tag_field="type", tag="cursor_at"):
+    """Where the registered subscriber stands in the log, durably; `head` is the log's newest sequence."""
+
+    version: int
+    token: int
+    name: str
+    log_epoch: int
+    log_sequence: int
+    head: int
+
+
+class Refused(msgspec.Struct, frozen=True, tag_field="type", tag="refused"):
+    """A request that was not answered, and why."""
+
+    version: int
+    token: int
+    reason: str
+    detail: str
+
+
 class _FrameName(msgspec.Struct, frozen=True):
     """The part of a frame header that names the frame, for headers whose rest is wrong."""
 
@@ -142,6 +215,10 @@ _frame_name = msgspec.json.Decoder(_FrameName)
 _credit = msgspec.json.Decoder(CreditState)
 _head = msgspec.json.Decoder(Head)
 _event = msgspec.json.Decoder(DefectEvent)
+_request: msgspec.json.Decoder[ReplayRequest | CursorRequest] = msgspec.json.Decoder(ReplayRequest | CursorRequest)
+_answer: msgspec.json.Decoder[ReplayHeader | CursorState | Refused] = msgspec.json.Decoder(
+    ReplayHeader | CursorState | Refused
+)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -346,6 +423,63 @@ def decode_event(data: Buffer) -> DefectEvent:
         WireError: not JSON, or not an event.
     """
     return _decode(_event, data)
+
+
+# --- replay -----------------------------------------------------------------------------------------------------------
+
+LoggedEvent = tuple[DefectEvent, bytes | None]
+
+
+def pack_message(message: ReplayRequest | CursorRequest | CursorState | Refused) -> list[Buffer]:
+    """Build a message of one part."""
+    return [_encode(message)]
+
+
+def parse_request(parts: Sequence[Buffer]) -> ReplayRequest | CursorRequest:
+    """Decode what a subscriber asks of the log.
+
+    Raises:
+        WireError: anything else.
+    """
+    kind = _open(parts)
+    if kind not in ("replay", "cursor"):
+        raise WireError(Refusal.MESSAGE_TYPE, f"message type {kind[:40]!r}: a subscriber sends replay or cursor")
+    _count_parts(parts, 1, kind)
+    request = _decode(_request, parts[0])
+    if isinstance(request, CursorRequest):
+        check_name(request.name, "subscriber")
+    return request
+
+
+def pack_replay(header: ReplayHeader, events: Sequence[LoggedEvent]) -> list[Buffer]:
+    """Build `[events][event][mask]...`."""
+    parts: list[Buffer] = [_encode(header)]
+    for event, mask_png in events:
+        parts += [encode_event(event), mask_png or b""]
+    return parts
+
+
+def parse_answer(parts: Sequence[Buffer]) -> tuple[ReplayHeader, list[LoggedEvent]] | CursorState | Refused:
+    """Decode what the log answered; the events follow each other without a hole, after the header's gap.
+
+    Raises:
+        WireError: anything else.
+    """
+    _open(parts)
+    answer = _decode(_answer, parts[0])
+    if not isinstance(answer, ReplayHeader):
+        _count_parts(parts, 1, "cursor_at or refused")
+        return answer
+    if len(parts) != 1 + 2 * answer.count:
+        raise WireError(Refusal.PARTS, f"answer of {len(parts)} parts: it says {answer.count} events")
+    events = []
+    for at in range(1, len(parts), 2):
+        mask = _bounded(parts[at + 1], MAX_MASK_BYTES)
+        events.append((decode_event(_bounded(parts[at], MAX_EVENT_BYTES)), bytes(mask) if len(mask) else None))
+    for (before, _), (after, _) in itertools.pairwise(events):
+        if after.log_sequence != before.log_sequence + 1:
+            raise WireError(Refusal.HEADER_INVALID, f"{after.log_sequence} follows {before.log_sequence} in an answer")
+    return answer, events
 
 
 # --- headers ----------------------------------------------------------------------------------------------------------

@@ -57,6 +57,14 @@ def tiny_model(
     return bytes(model.SerializeToString())
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped, with the reason, where no driver is loaded."""
+    if not Path("/proc/driver/nvidia/version").exists():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no NVIDIA driver is loaded here"))
+
+
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., bytes]:
     """`tiny_model`, for tests that need a model that differs from the contract."""

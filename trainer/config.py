@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, Literal, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_type_hints
 
 import msgspec
 
@@ -61,6 +61,22 @@ class Schedule:
 
 # Paper: Adam, 1e-4, weight decay 1e-5, batches of one image, 100 epochs, constant rate.
 PAPER_WEIGHT_DECAY = 1e-5
+
+
+class MethodConfig(Protocol):
+    """What training needs of every method's settings: a frozen dataclass, of which `--set` changes single fields."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def preset(self) -> str: ...
+
+    @property
+    def size_px(self) -> int: ...
+
+    def schedule(self, images: int) -> Schedule: ...
+
+    def to_json(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,10 +180,12 @@ class StudentTeacherConfig:
         return asdict(self) | {"teachers": list(self.teachers)}
 
 
+AnyConfig = TypeVar("AnyConfig", bound=MethodConfig)
+
 _NONE_IS_A_WORD = ("pad", "center")
 
 
-def override(config: StudentTeacherConfig, settings: Sequence[str]) -> StudentTeacherConfig:
+def override(config: AnyConfig, settings: Sequence[str]) -> AnyConfig:
     """``config`` with ``KEY=VALUE`` settings; values are read by the field's type, ``none`` is None, lists by commas.
 
     Raises:
@@ -182,7 +200,7 @@ def override(config: StudentTeacherConfig, settings: Sequence[str]) -> StudentTe
         is_none = value.lower() == "none" and key not in _NONE_IS_A_WORD
         given: Any = None if is_none else value.split(",") if key == "teachers" else value
         try:
-            changes[key] = msgspec.convert(given, get_type_hints(StudentTeacherConfig)[key], strict=False)
+            changes[key] = msgspec.convert(given, get_type_hints(type(config))[key], strict=False)
         except msgspec.ValidationError as error:
             raise CommandError(f"--set {setting}: {error}") from error
     return replace(config, **changes)
@@ -275,22 +293,7 @@ Its penalty looks at a folder of everyday photographs, which must be given (``--
 _PAPER = (*map(_paper, (17, 33, 65)), PAPER_MULTISCALE)
 _STUDENT_TEACHER = (DUO_STUDENTS, DUO, LINE, LINE_FAST, *_PAPER, EFFICIENTAD_S)
 
-PRESETS: Mapping[str, Mapping[str, StudentTeacherConfig]] = MappingProxyType(
-    {"student-teacher": MappingProxyType({preset.preset: preset for preset in _STUDENT_TEACHER})}
+STUDENT_TEACHER: Mapping[str, StudentTeacherConfig] = MappingProxyType(
+    {preset.preset: preset for preset in _STUDENT_TEACHER}
 )
-"""Method name -> preset name -> configuration; the first preset of a method is its recommended one."""
-
-
-def choose_preset(method: str, preset: str | None) -> StudentTeacherConfig:
-    """The configuration of ``preset`` (None: the method's recommended one).
-
-    Raises:
-        CommandError: no such method or preset; the message lists those there are.
-    """
-    if method not in PRESETS:
-        raise CommandError(f"unknown method {method!r}; choose one of {', '.join(PRESETS)}")
-    presets = PRESETS[method]
-    name = next(iter(presets)) if preset is None else preset
-    if name not in presets:
-        raise CommandError(f"{method} has no preset {name!r}; choose one of {', '.join(presets)}")
-    return presets[name]
+"""Preset name -> configuration; the first is the recommended one."""

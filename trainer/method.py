@@ -89,3 +89,13 @@ class Method(Protocol):
     def describe(self) -> dict[str, Any]:
         """JSON-ready facts for provenance: teacher digest, fitted statistics."""
         ...
+
+
+class Maker(Protocol):
+    """Makes a method from its settings; reads what those name, so that what is missing is told before the images.
+
+    Raises:
+        CommandError, TrainingError, DataError: the settings contradict each other, or name what is not there.
+    """
+
+    def __call__(self, config: Any, *, seed: int, device: str) -> Method: ...

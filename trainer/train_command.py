@@ -22,7 +22,7 @@ from edge.errors import CommandError
 
 if TYPE_CHECKING:
     from edge.bundle import InputSpec
-    from trainer.config import Schedule, StudentTeacherConfig
+    from trainer.config import MethodConfig, Schedule
     from trainer.data import Fit, Split, TrainingSet
     from trainer.loop import Outcome
     from trainer.method import Method
@@ -77,10 +77,9 @@ def train(
 ) -> None:
     """Learn what good parts look like and write a bundle with a provisional threshold."""
     _wait_politely()
-    from trainer.config import choose_preset
     from trainer.data import load_training_set, split_by_part
-    from trainer.distill import load_teacher
     from trainer.methods import METHODS
+    from trainer.presets import choose_preset
     from trainer.refine import RefineRequest
 
     config = _configure(choose_preset(method, preset), settings or [], teacher, size, photographs)
@@ -89,14 +88,14 @@ def train(
     chosen_refine = None if refine is None else RefineRequest.parse(refine)
     _require_clear_start(checkpoint_path(out), resume)
     _use_threads(threads)
-    teachers = [load_teacher(name) for name in config.teachers]  # before the images: a missing one is told at once
+    # Before the images: a missing teacher is told at once.
+    learner = METHODS[method](config, seed=seed, device=device)
 
     found = load_training_set(
         data, size_px=config.size_px, aspect=chosen_aspect, skip_bad=skip_bad_images, fit=chosen_fit
     )
     split = split_by_part(found.names, found.file_sha256, share=holdout, seed=seed, part_regex=part_regex)
     _print_data(found, split)
-    learner = METHODS[method](config, teachers, seed=seed, device=device)
     job = _Job(learner, found, split, config, seed, chosen_aspect, chosen_fit, out, chosen_refine)
     _require_joinable(job)
     _require_refinable(job)
@@ -121,7 +120,7 @@ class _Job:
     learner: Method
     found: TrainingSet
     split: Split
-    config: StudentTeacherConfig
+    config: MethodConfig
     seed: int
     aspect: Aspect
     fit: Fit
@@ -139,12 +138,12 @@ def _wait_politely() -> None:
 
 
 def _configure(
-    config: StudentTeacherConfig,
+    config: MethodConfig,
     settings: list[str],
     teacher: str | None,
     size: int | None,
     photographs: Path | None,
-) -> StudentTeacherConfig:
+) -> MethodConfig:
     from trainer.config import override
 
     shorthand = {"teachers": teacher, "size_px": size, "photographs": photographs}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.table import Table
 
-    from edge.client import Received, Subscriber
+    from edge.client import Received, Start, Subscriber
     from edge.events import DefectEvent
 
 _ROWS: Final = 20
@@ -32,6 +33,13 @@ def watch(
     masks: Annotated[Path | None, typer.Option(help="Write each mask here as CAMERA-EPOCH-SEQUENCE.png.")] = None,
     key: Annotated[Path | None, typer.Option(help="Our secret key file, from `kizu keys subscriber NAME`.")] = None,
     server_key: Annotated[Path | None, typer.Option(help="The daemon's public key file, to go with --key.")] = None,
+    replay: Annotated[str | None, typer.Option(help="The daemon's replay address: nothing is missed then.")] = None,
+    since: Annotated[
+        str, typer.Option(help="With --replay, where to begin: EPOCH:SEQUENCE, beginning, or now.")
+    ] = "now",
+    name: Annotated[
+        str | None, typer.Option(help="With --replay: go on where the subscriber of this name ended.")
+    ] = None,
     plain_off_host: Annotated[
         bool, typer.Option("--plain-off-host", help="Listen to another host, on a network that is yours.")
     ] = False,
@@ -47,8 +55,10 @@ def watch(
     from edge.wire import check_name
 
     try:
-        for name in camera or ():
-            check_name(name, "--camera")
+        for one in camera or ():
+            check_name(one, "--camera")
+        if name is not None:
+            check_name(name, "--name")
     except WireError as error:
         raise CommandError(str(error)) from None
     if masks is not None:
@@ -56,8 +66,19 @@ def watch(
             masks.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CommandError(f"--masks {masks}: {error.strerror}; name a folder that can be written") from None
+    place = _place(since)
+    if replay is None and (name is not None or place != "now"):
+        raise CommandError("--since and --name ask the log; give its address with --replay")
     keys = client_keys(key, server_key)
-    with Subscriber(address, cameras=camera, plain_off_host=plain_off_host, keys=keys) as subscriber:
+    with Subscriber(
+        address,
+        cameras=camera,
+        plain_off_host=plain_off_host,
+        keys=keys,
+        replay=replay,
+        name=name,
+        since=place,
+    ) as subscriber:
         try:
             if as_json:
                 _print_lines(subscriber, count, masks)
@@ -72,9 +93,22 @@ def watch(
             print(f"{subscriber.lost} events missed, {subscriber.refused} messages refused", file=sys.stderr)
 
 
+def _place(since: str) -> Start:
+    if since == "now":
+        return "now"
+    if since == "beginning":
+        return "beginning"
+    epoch, _, sequence = since.partition(":")
+    if not (epoch.isdecimal() and sequence.isdecimal()):
+        raise CommandError(
+            f"--since {since!r}: expected EPOCH:SEQUENCE (an event's log_epoch and log_sequence), now, beginning"
+        )
+    return int(epoch), int(sequence)
+
+
 def _events(subscriber: Subscriber, count: int | None, masks: Path | None) -> Iterator[Received | None]:
     """Events as they come, None four times a second while there is none."""
-    seen = 0
+    seen, registered = 0, subscriber.registered
     while count is None or seen < count:
         try:
             event, mask = subscriber.receive(0.25)
@@ -85,6 +119,10 @@ def _events(subscriber: Subscriber, count: int | None, masks: Path | None) -> It
         if masks is not None and mask is not None:
             _write_mask(masks, event, mask)
         yield event, mask
+        # Only here has the caller printed it.
+        if registered:
+            with contextlib.suppress(SourceTimeout):
+                subscriber.commit(1.0)
 
 
 def _print_lines(subscriber: Subscriber, count: int | None, masks: Path | None) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Literal, cast, get_args
 
 from edge.bundle import ModelBundle, cells_between, coarse_bundle
 from edge.engines.refine import OnTiles, RefineEngine
-from edge.errors import EngineError, KizuError
+from edge.errors import DeviceError, EngineError, KizuError
 from edge.protocols import Engine
 
-Backend = Literal["openvino", "onnxruntime", "fake"]
+Backend = Literal["openvino", "onnxruntime", "tensorrt", "fake"]
 
 BACKENDS: tuple[str, ...] = get_args(Backend)
 
@@ -32,7 +33,14 @@ def require_device(backend: str, device: str, error: type[KizuError] = EngineErr
     Raises:
         error: there is no such device; the message lists those there are.
     """
-    if device != "cpu":
+    if backend == "tensorrt":
+        from edge.engines.cuda import ordinal_of
+
+        try:
+            ordinal_of(device)
+        except EngineError as wrong:
+            raise error(str(wrong)) from None
+    elif device != "cpu":
         raise error(f"device {device!r} is unknown to backend {backend!r}; expected 'cpu'")
 
 
@@ -45,17 +53,21 @@ def open_engine(
     max_batch: int | None = None,
     refine: bool = True,
     on_tiles: OnTiles = lambda seen, refined: None,
+    plan: Path | None = None,
+    coarse_plan: Path | None = None,
 ) -> Engine:
     """Build the engine that runs `bundle`; use it as a context manager.
 
     `streams` is how many batches run side by side where the backend can (OpenVINO). `max_batch` (1 to the bundle's own)
     is the largest batch that will be submitted. A bundle with a coarse graph is looked at with it first, and `on_tiles`
     told of it; without `refine` it is computed densely everywhere. The fake computes no network, so it has no coarse
-    one.
+    one. `plan` is what TensorRT runs, compiled from the bundle's graph, `coarse_plan` from its coarse one; without that
+    TensorRT computes densely everywhere.
 
     Raises:
         EngineError: unknown backend or device, the backend's package is missing, the graph breaks the graph contract,
             or the backend refuses the model.
+        DeviceError: the GPU cannot run the plan; its `reason` says why.
     """
     require_backend(backend)
     largest = bundle.manifest.input.max_batch
@@ -66,17 +78,27 @@ def open_engine(
         raise EngineError(f"streams is {streams}; expected 1 or more")
     require_device(backend, device)
     asked = bundle.manifest.refine
-    if not refine or asked is None or backend == "fake":
-        return _open(bundle, backend, streams, batch)
+    if not refine or asked is None or backend == "fake" or (backend == "tensorrt" and coarse_plan is None):
+        return _open(bundle, backend, device, streams, batch, plan)
     with ExitStack() as opened:
-        dense = opened.enter_context(_open(bundle, backend, streams, batch))
-        coarse = opened.enter_context(_open(coarse_bundle(bundle), backend, streams, batch))
+        dense = opened.enter_context(_open(bundle, backend, device, streams, batch, plan))
+        coarse = opened.enter_context(_open(coarse_bundle(bundle), backend, device, streams, batch, coarse_plan))
         opened.pop_all()  # both are the refining engine's to close from here on
     gate, every = asked.gate(bundle.calibration), cells_between(bundle.manifest, asked)
     return RefineEngine(dense, coarse, gate=gate, every=every, on_tiles=on_tiles)
 
 
-def _open(bundle: ModelBundle, backend: Backend, streams: int, batch: int) -> Engine:
+def _open(bundle: ModelBundle, backend: Backend, device: str, streams: int, batch: int, plan: Path | None) -> Engine:
+    if backend == "tensorrt":
+        from edge.engines.tensorrt import open_tensorrt
+
+        if plan is None:
+            raise DeviceError(
+                "engine",
+                f"backend 'tensorrt' runs a compiled plan and got none for bundle {bundle.path}; "
+                "run `kizu compile BUNDLE --backend tensorrt` and `kizu run`",
+            )
+        return open_tensorrt(bundle, plan, device=device, max_batch=batch)
     if backend == "openvino":
         from edge.engines.openvino import OpenVinoEngine
 

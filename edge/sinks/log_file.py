@@ -5,6 +5,11 @@ Leaves reading and writing of rows to `event_log`.
     meta    log epoch (random, made with the file), creation time
     events  contiguous log_sequence from 1; unique (camera, camera_epoch, frame_sequence); JSON, mask, checksum
     marks   per (camera, camera_epoch): every frame up to `acked_through` is logged; kept in the same transaction
+    ahead   frames above their camera's mark whose events retention removed: still judged, never to be judged again
+    subscribers  who is registered, and through which log sequence each has everything
+    failures     what the log could still say when it stopped keeping its promise
+
+`meta` also holds the tombstone: every event through `removed_through` was removed by retention.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ from edge.errors import ConfigError, LogError
 from edge.protocols import Clock
 
 APPLICATION_ID: Final = 0x4B495A55  # "KIZU"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 BUSY_TIMEOUT_S: Final = 5.0
 # JavaScript reads integers exactly up to 2**53; a wider epoch would be rounded in the console's hands.
 _EPOCH_BITS: Final = 53
@@ -37,6 +42,23 @@ _SCHEMA: Final = (
         camera TEXT NOT NULL, camera_epoch INTEGER NOT NULL, acked_through INTEGER NOT NULL,
         PRIMARY KEY (camera, camera_epoch)) WITHOUT ROWID""",
 )
+# What schema 1 lacked; a log of that age is brought up to date when it is opened.
+_SINCE_2: Final = (
+    "ALTER TABLE marks ADD COLUMN checksum BLOB",
+    """CREATE TABLE ahead (
+        camera TEXT NOT NULL, camera_epoch INTEGER NOT NULL, frame_sequence INTEGER NOT NULL,
+        PRIMARY KEY (camera, camera_epoch, frame_sequence)) WITHOUT ROWID""",
+    """CREATE TABLE subscribers (
+        name TEXT PRIMARY KEY, cursor INTEGER NOT NULL, seen_ns INTEGER NOT NULL, checksum BLOB NOT NULL
+        ) WITHOUT ROWID""",
+    "CREATE TABLE failures (at_ns INTEGER NOT NULL, head INTEGER NOT NULL, why TEXT NOT NULL)",
+    "INSERT INTO meta VALUES ('removed_through', 0), ('removed_ns', 0)",
+)
+
+
+def checksum_of_row(*values: str | int) -> bytes:
+    """BLAKE2b, 8 bytes, over the values of a small row: marks and subscribers."""
+    return hashlib.blake2b(repr(values).encode(), digest_size=8).digest()
 
 
 def checksum_of(log_sequence: int, event: bytes, mask_png: bytes | None) -> bytes:
@@ -76,9 +98,11 @@ def open_log(path: Path, clock: Clock) -> tuple[sqlite3.Connection, int, int]:
             _create(connection, clock)
         else:
             _set_durable(connection)
+            _upgrade(connection)
         epoch = connection.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()[0]
         head = connection.execute("SELECT COALESCE(MAX(log_sequence), 0) FROM events").fetchone()[0]
-        return connection, int(epoch), int(head)
+        # Retention may have removed every event; their numbers are never given again.
+        return connection, int(epoch), max(int(head), removed_through(connection))
     except (sqlite3.Error, TypeError) as error:
         connection.close()
         raise LogError(f"event log {path} is damaged: {error}; move it away, a new one will be made") from None
@@ -99,7 +123,7 @@ def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
         return True
     if application != APPLICATION_ID:
         raise ConfigError(f"event log {path} is a SQLite file of another program; choose another path")
-    if version != SCHEMA_VERSION:
+    if not 1 <= version <= SCHEMA_VERSION:
         raise ConfigError(
             f"event log {path} has schema {version}, this kizu writes {SCHEMA_VERSION}; choose another path"
         )
@@ -109,13 +133,57 @@ def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
 def _create(connection: sqlite3.Connection, clock: Clock) -> None:
     _set_durable(connection)
     connection.execute("BEGIN IMMEDIATE")
-    for statement in _SCHEMA:
+    for statement in (*_SCHEMA, *_SINCE_2):
         connection.execute(statement)
     epoch = secrets.randbelow(2**_EPOCH_BITS - 1) + 1
     connection.executemany("INSERT INTO meta VALUES (?, ?)", [("epoch", epoch), ("created_ns", clock.wall_ns())])
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     connection.execute("COMMIT")
+
+
+def _upgrade(connection: sqlite3.Connection) -> None:
+    """Add what a log of schema 1 lacks, in one transaction."""
+    if connection.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    for statement in _SINCE_2:
+        connection.execute(statement)
+    for mark in connection.execute("SELECT camera, camera_epoch, acked_through FROM marks").fetchall():
+        connection.execute(
+            "UPDATE marks SET checksum = ? WHERE camera = ? AND camera_epoch = ?", (checksum_of_row(*mark), *mark[:2])
+        )
+    connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    connection.execute("COMMIT")
+
+
+def removed_through(connection: sqlite3.Connection) -> int:
+    """The tombstone: the last log sequence that retention removed, 0 if none."""
+    return int(connection.execute("SELECT value FROM meta WHERE key = 'removed_through'").fetchone()[0])
+
+
+def make_reserve(path: Path, size: int) -> None:
+    """Hold `size` bytes beside the log, so that a full disk leaves room to say that it is full.
+
+    Raises:
+        ConfigError: the disk has no room for them.
+    """
+    if size == 0:
+        return
+    handle = os.open(reserve_of(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(handle, 0, size)
+    except OSError as error:
+        raise ConfigError(
+            f"event log {path}: no room for its reserve of {size} bytes: {error.strerror}; free space on that disk"
+        ) from None
+    finally:
+        os.close(handle)
+
+
+def reserve_of(path: Path) -> Path:
+    """Where the reserve lies."""
+    return Path(f"{path}.reserve")
 
 
 def _set_durable(connection: sqlite3.Connection) -> None:

@@ -251,7 +251,7 @@ class ZeroMqSource:
             part = self._socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return None
-        user = _owner_of_key(part) if self._keyed else None
+        user = sockets.owner_of_key(part) if self._keyed else None
         parts = [part.buffer]
         while part.more:
             part = self._socket.recv(zmq.NOBLOCK, copy=False)
@@ -263,7 +263,7 @@ class ZeroMqSource:
         header = wire.parse_camera_message(message)
         name = header.camera if isinstance(header, Hello) else header.id.camera
         if self._keyed and name != user:
-            raise WireError(Refusal.CAMERA_NOT_OF_KEY, f"camera {name}, but its key is that of {user}")
+            raise WireError(Refusal.NAME_NOT_OF_KEY, f"camera {name}, but its key is that of {user}")
         if isinstance(header, Hello):
             self._admit(peer, header)
             return None
@@ -379,11 +379,3 @@ class ZeroMqSource:
             self.credits_unreachable += 1
             return False
         return True
-
-
-def _owner_of_key(part: zmq.Frame) -> str:
-    """The name that the doorkeeper gave the connection's key; none that a camera could bear if it gave none."""
-    try:
-        return str(part.get("User-Id"))
-    except zmq.ZMQError:
-        return ""

@@ -1,4 +1,5 @@
-"""What every Engine promises, kept by OpenVINO, ONNX Runtime and the fake alike, alone and coarse first."""
+"""What every Engine promises, kept by OpenVINO, ONNX Runtime and the fake alike, alone and coarse first; and by the
+schedule of the GPU path, on a device that computes on the host."""
 
 from __future__ import annotations
 
@@ -10,11 +11,13 @@ from numpy.typing import NDArray
 
 from edge.bundle import ModelBundle, check_golden
 from edge.engines.refine import RefineEngine
-from edge.engines.registry import BACKENDS, Backend, open_engine
+from edge.engines.registry import Backend, open_engine
 from edge.errors import EngineBusy, EngineError
 from edge.protocols import Engine
 from refining import refining_bundle
+from streaming import streamed_engine
 
+WITHOUT_A_GPU = ("openvino", "onnxruntime", "fake")
 COARSE_FIRST = {"openvino, coarse first": "openvino", "onnxruntime, coarse first": "onnxruntime"}
 
 
@@ -24,9 +27,13 @@ def refining(make_bundle: Callable[..., ModelBundle], tmp_path_factory: pytest.T
     return refining_bundle(make_bundle, tmp_path_factory.mktemp("coarse") / "bundle", threshold=2.4, margin=0.3)
 
 
-@pytest.fixture(params=[*BACKENDS, *COARSE_FIRST])
+@pytest.fixture(params=[*WITHOUT_A_GPU, *COARSE_FIRST, "streamed"])
 def engine(request: pytest.FixtureRequest, tiny_bundle: ModelBundle, refining: ModelBundle) -> Iterator[Engine]:
     """Each backend on the tiny bundle, alone and coarse first: 32 x 32 gray, batches up to 4."""
+    if request.param == "streamed":
+        with streamed_engine(tiny_bundle)[0] as opened:
+            yield opened
+        return
     bundle = refining if request.param in COARSE_FIRST else tiny_bundle
     with open_engine(bundle, backend=COARSE_FIRST.get(request.param, request.param)) as opened:
         yield opened

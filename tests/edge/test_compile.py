@@ -325,3 +325,18 @@ def test_the_command_builds_and_finds(tmp_path: Path) -> None:
     assert found["fresh"] is False and found["targets"] == ["sm80", "sm89"]
     assert other.returncode == 0 and "nothing to keep" in other.stdout
     assert wrong.returncode == 2 and "leave --target" in wrong.stderr
+
+
+def test_a_stop_while_an_engine_is_put_away_leaves_nothing(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes lie aside until one rename; Ctrl-C just before it takes them away again."""
+
+    def interrupted(source: Path, target: Path) -> Path:
+        raise KeyboardInterrupt
+
+    key = PlanKey("tensorrt_rtx", "1.7", "0" * 64, "model", "fp16", ("sm89",), 4, (256, 256, 3))
+    monkeypatch.setattr(Path, "rename", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        compiling._keep(cache_folder(cache) / key.digest, key, b"engine", 1.0)
+
+    assert list(cache.iterdir()) == []

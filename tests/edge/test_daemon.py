@@ -95,15 +95,19 @@ def test_a_device_that_answers_otherwise_than_the_golden_frames_is_refused(
 def test_a_dry_run_never_certifies(
     tmp_path: Path, tiny_bundle: ModelBundle, make_bundle: Callable[..., ModelBundle]
 ) -> None:
-    """The fake engine's scores are not the model's, so the bundle's certificate does not cover them."""
-    calibration = msgspec.structs.replace(tiny_bundle.calibration, certified=True)
+    """A certificate covers the engine that gave its scores: not the fake one's, and not another backend's."""
+    calibration = msgspec.structs.replace(tiny_bundle.calibration, certified=True, engine="openvino 2026 cpu")
     bundle = make_bundle(tmp_path / "certified", calibration=calibration)
 
     real = daemon.make_stages(config_of(tmp_path, bundle), bundle, Path("line.toml"))
     dry = daemon.make_stages(config_of(tmp_path, bundle, engine=FAKE), bundle, Path("line.toml"))
 
+    other = daemon.make_stages(
+        config_of(tmp_path, bundle, engine={"backend": "onnxruntime"}), bundle, Path("line.toml")
+    )
+
     assert real.decide.calibration.certified
-    assert not dry.decide.calibration.certified
+    assert not dry.decide.calibration.certified and not other.decide.calibration.certified
 
 
 def test_a_batch_larger_than_the_bundles_is_a_configuration_error(tmp_path: Path, tiny_bundle: ModelBundle) -> None:

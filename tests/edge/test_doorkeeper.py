@@ -129,7 +129,7 @@ def test_a_camera_cannot_speak_in_another_cameras_name(gate: Gate) -> None:
     """`right` is admitted, and says that it is `left`: hello and frame are refused and counted."""
     gate.camera(gate.ring.admit("right", "camera"), name="left")
 
-    gate.until(lambda: gate.messages["camera_not_of_key"] == 2)
+    gate.until(lambda: gate.messages["name_not_of_key"] == 2)
 
 
 def test_without_the_comparison_of_names_it_could(gate: Gate) -> None:

@@ -65,12 +65,13 @@ def run_line(folder: Path, bundle: ModelBundle, **security: Any) -> None:
         security = {"security": {"secret_key": str(ring.secret), "peers": str(ring.peers)}}
     else:
         keys = dict.fromkeys(keys)
-    path = write_config(folder / "line.toml", bundle.path, ["cam"], engine={"backend": "fake"}, **security)
+    addresses = {"replay_address": "tcp://127.0.0.1:*"}
+    path = write_config(folder / "line.toml", bundle.path, ["cam"], engine={"backend": "fake"}, **addresses, **security)
     stop, events = StopRequest(), []
 
     def talk(ready: Ready) -> None:
         with (
-            Subscriber(ready.events_address, keys=keys["dash"]) as subscriber,
+            Subscriber(ready.events_address, keys=keys["dash"], replay=ready.replay_address) as subscriber,
             CameraSender(ready.frames_address, "cam", keys=keys["cam"]) as sender,
         ):
             subscriber.wait_until_connected(20)

@@ -65,7 +65,7 @@ def test_every_parser_of_the_wire_is_a_target() -> None:
     # decode_payload, the pixels of a frame, is reached through read_frame.
     assert parsers == {
         "parse_camera_message", "read_frame", "parse_frame", "parse_published", "parse_credit", "decode_event",
-        "decode_payload",
+        "decode_payload", "parse_request", "parse_answer",
     }  # fmt: skip
 
 

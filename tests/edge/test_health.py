@@ -83,3 +83,11 @@ def test_a_supervisor_that_went_away_does_not_stop_the_line(tmp_path: Path) -> N
 def test_the_watchdog_interval_is_read_as_systemd_means_it(environment: dict[str, str], expected: float | None) -> None:
     """Meant for this process, in microseconds, or not at all."""
     assert Notifier(environment).watchdog_s == expected
+
+
+def test_a_line_that_runs_on_the_cpu_in_place_of_its_gpu_is_degraded() -> None:
+    """It judges every frame, and still somebody should look; without the fallback it is ready."""
+    progress = Progress(in_flight=0, moved_ns=0, source_ns=0, engine_lost=False, engine_fallback=True)
+
+    assert state_of(progress, 0) is State.DEGRADED
+    assert state_of(Progress(0, 0, 0, engine_lost=False), 0) is State.READY

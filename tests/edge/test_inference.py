@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tracemalloc
 from collections.abc import Callable, Collection
+from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any
 
@@ -14,12 +15,12 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
 from edge.bundle import InputSpec, MapGeometry, ScoreCalibration
-from edge.clock import SystemClock
+from edge.clock import ManualClock, SystemClock
 from edge.engines.fake import FakeEngine
 from edge.errors import EngineError
 from edge.inference import EngineRunner, Replacement, Scored, Stages, Unjudged
 from edge.metrics import Metrics
-from edge.protocols import Engine, EngineSpec, Ticket
+from edge.protocols import Clock, Engine, EngineSpec, Ticket
 from edge.stages.decide import Decide
 from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
@@ -48,7 +49,9 @@ def frame(sequence: int, height: int = 96, width: int = 96) -> Frame:
     return Frame(FrameId("cam", 1, sequence, 0), pixels, CLOCK.monotonic_ns())
 
 
-def runner_for(engine: Engine, answers: Answers, open_engine: Callable[[], Engine] = fake) -> EngineRunner:
+def runner_for(
+    engine: Engine, answers: Answers, open_engine: Callable[[], Engine] = fake, clock: Clock = CLOCK
+) -> EngineRunner:
     stages = Stages(
         line="line",
         input=INPUT,
@@ -59,7 +62,7 @@ def runner_for(engine: Engine, answers: Answers, open_engine: Callable[[], Engin
         tiling=tiling_of(INPUT, GEOMETRY),
     )
     metrics = Metrics(CollectorRegistry(), ["cam"], CLOCK)
-    return EngineRunner(engine, open_engine, stages, metrics, CLOCK, 4, 0, answers.append, lambda text, fields: None)
+    return EngineRunner(engine, open_engine, stages, metrics, clock, 4, 0, answers.append, lambda text, fields: None)
 
 
 def run(frames: list[Frame], engine: Engine, **options: Any) -> tuple[Answers, EngineRunner]:
@@ -140,7 +143,7 @@ def test_the_same_frame_sent_again_gets_nothing_of_the_tiles_that_were_given_up(
 
 @pytest.mark.parametrize("helps", [True, False])
 def test_an_engine_that_keeps_failing_is_replaced_once_and_every_frame_answered(helps: bool) -> None:
-    """As with whole frames: after three failures a new engine, and if that fails too, INCONCLUSIVE until a restart."""
+    """As with whole frames: after three failures a new engine, and if that fails too, INCONCLUSIVE for now."""
     again = fake if helps else lambda: fake(fail_tickets=range(1000))
 
     answers, runner = run([frame(index) for index in range(20)], fake(fail_tickets=range(1000)), open_engine=again)
@@ -284,3 +287,36 @@ def test_a_replacement_that_comes_after_the_end_is_closed_and_said_not_to_judge(
     assert new.done.is_set() and not new.accepted
     with pytest.raises(EngineError):
         new.engine.submit(np.zeros((1, SIDE, SIDE, 1), np.uint8))
+
+
+class OneFrameASecond(SimpleQueue[Frame | None]):
+    """Frames that come a second after each other, on a clock that only this moves."""
+
+    def __init__(self, clock: ManualClock, count: int) -> None:
+        super().__init__()
+        self._clock = clock
+        for index in range(count):
+            self.put(frame(index))
+        self.put(None)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Frame | None:
+        self._clock.advance(1.0)
+        return super().get(block, timeout)
+
+
+def test_tries_to_open_the_engine_again_wait_longer_each_time_but_not_without_bound() -> None:
+    """At once, then after 1, 2, 4 ... 60 s; every frame between is answered; an engine that opens ends it."""
+    clock, tries, answers = ManualClock(), list[float](), Answers()
+
+    def open_engine() -> Engine:
+        tries.append(clock.monotonic_ns() / 1e9)
+        if len(tries) > 10:
+            return fake()
+        raise EngineError("no such device")
+
+    runner = runner_for(fake(fail_tickets=range(1000)), answers, open_engine, clock)
+    runner.run(OneFrameASecond(clock, 330))
+
+    waits = [round(later - sooner) for sooner, later in pairwise(tries)]
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60, 60]
+    assert len(answers) == 330 and not runner.lost and isinstance(answers[-1], Scored)

@@ -68,8 +68,8 @@ def test_the_subscriber_example_prints_three_events(capsys: pytest.CaptureFixtur
 
 
 def test_the_json_examples_are_what_the_code_reads() -> None:
-    """Hello, frame, hello with a ring, credit, event, head, in the page's order, with no field missing."""
-    hello, frame, ring, credit, event, head = (text.encode() for text in JSON)
+    """Hello, frame, hello with a ring, credit, event, head, then what is asked of the log and answered; in full."""
+    hello, frame, ring, credit, event, head, replay, events, cursor, at, refused = (text.encode() for text in JSON)
 
     assert isinstance(wire.parse_camera_message([hello]), wire.Hello)
     assert isinstance(wire.parse_camera_message([frame, b""]), wire.FrameHeader)
@@ -77,6 +77,11 @@ def test_the_json_examples_are_what_the_code_reads() -> None:
     assert wire.parse_credit([credit]).also_acked == (42, 43)
     assert wire.decode_event(event).log_sequence == 1043
     assert set(msgspec.json.decode(event)) == set(DefectEvent.__struct_fields__)
+    assert wire.parse_request([replay]) == wire.ReplayRequest(1, 1, 1187262430196011, 1040)
+    assert wire.parse_request([cursor]) == wire.CursorRequest(1, 2, "press", 1187262430196011, 1043)
+    assert msgspec.json.decode(events, type=wire.ReplayHeader).count == 3
+    assert wire.parse_answer([at]) == wire.CursorState(1, 2, "press", 1187262430196011, 1043, 1043)
+    assert isinstance(wire.parse_answer([refused]), wire.Refused)
     assert wire.parse_published([b"head/line-a/", head]) == wire.Head(1, "line-a", 1187262430196011, 1043)
 
 

@@ -192,6 +192,41 @@ def _feed_credit(parts: Parts) -> object:
     return state
 
 
+def _requests() -> list[Parts]:
+    asked = [wire.ReplayRequest(1, 4, 5, 9, 16, 4096), wire.CursorRequest(1, 5, "dash", 5, 9, "now")]
+    return [[bytes(part) for part in wire.pack_message(request)] for request in asked]
+
+
+def _feed_request(parts: Parts) -> object:
+    """What the log is asked for is bounded, and a cursor's name is one."""
+    found = wire.parse_request(parts)
+    if isinstance(found, wire.ReplayRequest):
+        assert 1 <= found.limit <= wire.MAX_REPLAY_EVENTS and 1 <= found.max_bytes <= wire.MAX_REPLAY_BYTES
+    else:
+        assert wire.NAME.fullmatch(found.name)
+    return found
+
+
+def _answers() -> list[Parts]:
+    mask = images.encode_mask_png(np.eye(9, dtype=np.bool_))
+    events = [(sample_event(number, log_epoch=5, log_sequence=number), mask) for number in (7, 8)]
+    header = wire.ReplayHeader(1, 4, 5, 9, len(events), wire.Gap(3, 6))
+    told = [wire.CursorState(1, 5, "dash", 5, 9, 12), wire.Refused(1, 5, "log", "disk full")]
+    messages = [wire.pack_replay(header, events), *(wire.pack_message(answer) for answer in told)]
+    return [[bytes(part) for part in message] for message in messages]
+
+
+def _feed_answer(parts: Parts) -> object:
+    """Events that are accepted are as many as was said, and follow each other."""
+    found = wire.parse_answer(parts)
+    if isinstance(found, tuple):
+        header, events = found
+        assert header.count == len(events)
+        numbers = [event.log_sequence for event, _ in events]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else True
+    return found
+
+
 def _manifest_of(path: Path) -> bytes:
     return (path / bundle.MANIFEST).read_bytes()
 
@@ -285,6 +320,8 @@ def targets(directory: Path) -> list[Target]:
         Target("published", _events(), _feed_published, wired),
         Target("logged event", [event], _feed_event, wired),
         Target("credit", [credit], _feed_credit, wired),
+        Target("replay request", _requests(), _feed_request, wired),
+        Target("replay answer", _answers(), _feed_answer, wired),
         Target("manifest", [[_manifest_of(directory)]], _feed_manifest, (BundleError,)),
         Target("model", [[_model()]], _feed_model, (BundleError,)),
         Target("array", [[array]], _feed_array, (BundleError,)),

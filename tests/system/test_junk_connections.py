@@ -125,6 +125,8 @@ def test_without_credit_a_camera_would_notice(tmp_path: Path, tiny_bundle: Model
     with DaemonProcess(config) as line:
         address = line.wait_until_ready(60)["frames_address"]
         psutil.Process(line.pid).suspend()
+        tasks = list(Path(f"/proc/{line.pid}/task").glob("*/stat"))
+        assert until(lambda: {task.read_text().rpartition(") ")[2][0] for task in tasks} == {"T"})
         try:
             with CameraSender(address, "cam") as camera, pytest.raises(SinkFull):
                 camera.send(np.zeros((64, 64), np.uint8), encoding="raw", timeout_s=1)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edge.errors import CommandError
-from trainer.config import DUO_STUDENTS, LINE, PRESETS, Schedule, choose_preset
+from trainer.config import DUO_STUDENTS, LINE, Schedule
+from trainer.presets import PRESETS, choose_preset
 
 
 def test_without_a_preset_the_recommended_one_is_taken() -> None:

@@ -192,3 +192,27 @@ def test_a_preset_without_students_learns_a_product_without_training(place: Path
     assert result.exit_code == 0 and "nothing to train" in result.output
     assert bundle.provenance["config"]["students"] == 0 and bundle.provenance["training"]["steps"] == 0
     assert not checkpoint_path(place / "bundle").exists()
+
+
+def test_another_method_goes_the_same_way(place: Path) -> None:
+    """DROCC: no teacher, the same command, a bundle that passes its own golden frames and tells its method."""
+    app = typer.Typer()
+    app.command()(train)
+    options = ["drocc", "--data", str(place / "good"), "--out", str(place / "bundle"), "--size", "64", "--steps", "3"]
+    result = CliRunner().invoke(app, [*options, "--set", "ascent_steps=1"])
+
+    bundle = open_bundle(place / "bundle")
+    assert result.exit_code == 0, result.output
+    assert (bundle.manifest.method, bundle.manifest.preset) == ("drocc", "dense")
+    with open_engine(bundle, backend="openvino") as engine:
+        check_golden(bundle, engine, require=True)
+
+
+def test_a_teacher_for_a_method_without_one_is_refused(place: Path) -> None:
+    """`--teacher` with DROCC names what can be set instead."""
+    app = typer.Typer()
+    app.command()(train)
+    options = ["drocc", "--data", str(place / "good"), "--out", str(place / "bundle"), "--teacher", "line"]
+    result = CliRunner().invoke(app, options)
+
+    assert isinstance(result.exception, CommandError) and "KEY of network" in str(result.exception)

@@ -1,10 +1,14 @@
-"""METHODS: the methods by the name the command line knows them by."""
+"""METHODS: the methods by the name the command line knows them by, each with what makes one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from trainer.methods.student_teacher import StudentTeacher
+from trainer.method import Maker
+from trainer.methods.drocc import Drocc, DroccLf
+from trainer.methods.student_teacher import StudentTeacher, with_its_teachers
 
-METHODS: Mapping[str, type[StudentTeacher]] = MappingProxyType({"student-teacher": StudentTeacher})
+METHODS: Mapping[str, Maker] = MappingProxyType(
+    {StudentTeacher.name: with_its_teachers, Drocc.name: Drocc, DroccLf.name: DroccLf}
+)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from edge.bundle import MapGeometry
 from edge.errors import CommandError, TrainingError
 from trainer.config import StudentTeacherConfig
-from trainer.distill import Teacher
+from trainer.distill import Teacher, load_teacher
 from trainer.method import Batch, Frames
 from trainer.student_graph import Affine, DeployedStudentTeacher, ScaleGraph, same_grid
 from trainer.student_scale import Scale, cells, offset_px
@@ -195,3 +195,13 @@ class StudentTeacher:
         """Scales in the order in which they are summed: the one whose grid the map takes comes first."""
         found = [self._geometry(scale, height_px, width_px, stride) for scale in self.scales]
         return sorted(range(len(found)), key=lambda i: (found[i].stride, -found[i].height * found[i].width))
+
+
+def with_its_teachers(config: StudentTeacherConfig, *, seed: int, device: str) -> StudentTeacher:
+    """The method with the teachers that ``config`` names, read from the shipped assets or from files.
+
+    Raises:
+        TrainingError: there is no such teacher, or a file is none.
+        CommandError: as the method itself.
+    """
+    return StudentTeacher(config, [load_teacher(name) for name in config.teachers], seed=seed, device=device)

@@ -51,7 +51,7 @@ def test_verify_refuses_a_changed_bundle_and_an_unknown_backend(tiny_bundle: Mod
 
     with pytest.raises(BundleError, match="was changed"):
         verify(copy)
-    with pytest.raises(CommandError, match="openvino, onnxruntime, fake"):
+    with pytest.raises(CommandError, match="openvino, onnxruntime, tensorrt, fake"):
         verify(tiny_bundle.path, backend="tensorflow")
 
 

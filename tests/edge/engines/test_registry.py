@@ -13,7 +13,7 @@ import pytest
 from edge.bundle import ModelBundle
 from edge.engines.contract import usable_cores
 from edge.engines.registry import BACKENDS, Backend, open_engine, require_backend
-from edge.errors import EngineError
+from edge.errors import DeviceError, EngineError
 
 REAL: tuple[Backend, ...] = ("openvino", "onnxruntime")
 
@@ -35,7 +35,7 @@ def test_a_missing_package_names_what_to_install(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "tensorflow"}, "openvino, onnxruntime, fake"),
+        ({"backend": "tensorflow"}, "openvino, onnxruntime, tensorrt, fake"),
         ({"device": "cuda:0"}, "expected 'cpu'"),
         ({"streams": 0}, "streams is 0"),
         ({"max_batch": 5}, "1 to 4"),
@@ -96,9 +96,29 @@ def test_control_without_the_contract_check_a_foreign_size_is_found_only_later(
 
 def test_every_backend_named_is_there(tiny_bundle: ModelBundle) -> None:
     """The list in the error message is the list of what works."""
-    for backend in map(require_backend, BACKENDS):
+    for backend in map(require_backend, set(BACKENDS) - {"tensorrt"}):
         with open_engine(tiny_bundle, backend=backend, max_batch=1) as engine:
             assert engine.spec.name == backend and engine.spec.max_batch == 1
+
+
+def test_tensorrt_without_a_plan_says_what_to_run(tiny_bundle: ModelBundle) -> None:
+    """The registry compiles nothing; whoever calls it brings the plan."""
+    with pytest.raises(DeviceError, match="kizu compile"):
+        open_engine(tiny_bundle, backend="tensorrt", device="cuda:0")
+
+
+def test_tensorrt_without_its_packages_names_the_extras(
+    tiny_bundle: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both flavors blocked, as on a machine that has neither."""
+    from edge.engines.tensorrt import FLAVORS
+
+    for name in FLAVORS:
+        monkeypatch.setitem(sys.modules, name, None)
+
+    with pytest.raises(DeviceError, match=r"kizu\[tensorrt-rtx,gpu\]") as missing:
+        open_engine(tiny_bundle, backend="tensorrt", device="cuda:0", plan=tmp_path / "plan")
+    assert missing.value.reason == "package"
 
 
 @pytest.mark.parametrize(("text", "limit"), [("200000 100000", 2), ("50000 100000", 1), ("max 100000", 99), ("", 99)])

@@ -14,7 +14,7 @@ import torch
 
 from edge.errors import CommandError
 from trainer.autoencoder import AutoEncoder
-from trainer.config import LINE, choose_preset, override
+from trainer.config import LINE, STUDENT_TEACHER, override
 from trainer.distill import Teacher
 from trainer.fdfe import densify
 from trainer.method import Batch, Frames
@@ -236,7 +236,7 @@ def test_the_auto_encoder_has_the_papers_size() -> None:
 def test_efficientad_trains_and_deploys_all_three_networks(tmp_path: Path) -> None:
     """Half of the score is how the student misses the teacher, half how it foretells the auto-encoder."""
     cv2.imwrite(str(tmp_path / "photo.png"), make_frames(1, 3, 300)[0])
-    config = replace(choose_preset("student-teacher", "efficientad-s"), photographs=str(tmp_path))
+    config = replace(STUDENT_TEACHER["efficientad-s"], photographs=str(tmp_path))
     method = StudentTeacher(config, [make_teacher(PDN)], seed=1)
     frames = make_frames(3, 1, 256)
     method.prepare(frames)

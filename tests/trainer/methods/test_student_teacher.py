@@ -16,7 +16,7 @@ from trainer.config import LINE
 from trainer.distill import Teacher
 from trainer.method import Batch, Frames
 from trainer.methods import METHODS
-from trainer.methods.student_teacher import StudentTeacher
+from trainer.methods.student_teacher import StudentTeacher, with_its_teachers
 from trainer.patch_nets import PROFILES, InputNormalization, PatchNetSpec, build_patch_net
 from trainer.student_scale import student_errors
 
@@ -53,7 +53,7 @@ def by_the_book(method: StudentTeacher, frames: Frames) -> tuple[Tensor, Tensor,
 
 def test_the_method_is_known_by_its_name() -> None:
     """The registry, the class and the bundle use one word."""
-    assert METHODS["student-teacher"] is StudentTeacher
+    assert METHODS["student-teacher"] is with_its_teachers
     assert StudentTeacher.name == "student-teacher"
 
 

@@ -1,0 +1,121 @@
+"""Device: the little that an engine needs of a GPU, and the plan of the buffers that it takes there.
+
+`cuda` is the real one, `fake_device` one that computes on the host and checks the order of everything; `streamed` is
+the schedule that both run. Nothing here imports a driver.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.protocols import EngineSpec
+
+_ALIGNMENT = 256
+"""Bytes; what cudaMalloc promises, so that one allocation can be cut up without any part losing it."""
+
+
+class Stream(Protocol):
+    """A queue of the device: what is in one runs in order, what is in two runs as it likes."""
+
+    @property
+    def handle(self) -> int:
+        """The CUstream, for libraries that enqueue by themselves."""
+        ...
+
+
+class Device(Protocol):
+    """One GPU, or the fake. One thread owns it. Every call but `allocate` and `close` returns at once.
+
+    Methods raise DeviceError with reason `memory` where there is no room and `lost` where the device or its context
+    failed; after `lost` nothing on it works any more and it can only be closed.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def allocate(self, size: int) -> int:
+        """`size` bytes of device memory; their address."""
+        ...
+
+    def pinned(self, size: int) -> NDArray[np.uint8]:
+        """`size` bytes of host memory that the device copies from and to by itself."""
+        ...
+
+    def stream(self) -> Stream: ...
+
+    def event(self) -> Any:
+        """A mark to be put into streams by `record`."""
+        ...
+
+    def upload(self, address: int, host: NDArray[np.uint8], stream: Any) -> None:
+        """Copy pinned `host` (bytes,) to `address`; it must not change until that is done."""
+        ...
+
+    def download(self, host: NDArray[np.uint8], address: int, stream: Any) -> None:
+        """Copy from `address` to pinned `host` (bytes,); nothing may look at it until that is done."""
+        ...
+
+    def record(self, event: Any, stream: Any) -> None:
+        """Put `event` behind what is in `stream` now."""
+        ...
+
+    def wait(self, stream: Any, event: Any) -> None:
+        """What is put into `stream` from now on runs after `event`."""
+        ...
+
+    def done(self, event: Any) -> bool:
+        """Whether `event` has been reached; does not wait."""
+        ...
+
+    def launch(self, kernel: str, cells: int, arguments: tuple[Any, ...], stream: Any) -> None:
+        """Run one of our own kernels, a thread for each of `cells`."""
+        ...
+
+    def close(self) -> None:
+        """Wait for what runs, then free everything; never raises, also not on a lost device."""
+        ...
+
+
+class Program(Protocol):
+    """A graph that can be put into a stream."""
+
+    def enqueue(self, slot: int, count: int, frames: int, maps: int, scores: int, stream: Any) -> None:
+        """Run `count` frames at address `frames`, writing maps and scores; `slot` always comes with the same addresses.
+
+        Raises:
+            DeviceError: it could not be enqueued.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BufferPlan:
+    """Where frames, maps and scores of one slot lie in its one block of memory, in bytes; the same on host and device.
+
+    frames (N, h, w, C) uint8 from 0, maps (N, h', w') float32 from `maps_at`, scores (N,) float32 from `scores_at`.
+    """
+
+    frame: int
+    map: int
+    maps_at: int
+    scores_at: int
+    size: int
+
+    @classmethod
+    def of(cls, spec: EngineSpec) -> BufferPlan:
+        """The plan for `spec.max_batch` frames."""
+        frame = spec.height * spec.width * spec.channels
+        cells = spec.map_height * spec.map_width * 4
+        maps_at = _aligned(frame * spec.max_batch)
+        scores_at = _aligned(maps_at + cells * spec.max_batch)
+        return cls(frame, cells, maps_at, scores_at, _aligned(scores_at + 4 * spec.max_batch))
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT

@@ -1,0 +1,223 @@
+"""StreamedEngine: copy in, compute and copy out of different batches at the same time, on any `Device`.
+
+Owns the schedule, the slots and their reuse, time limits and what follows from a failure. What runs a graph is a
+`Program`, what holds memory a `Device`; neither is known here by name, so the schedule is tested without a GPU.
+
+    slot 0   [copy in][ compute ][copy out]
+    slot 1            [copy in]  [ compute ][copy out]
+    slot 0                                 [copy in]  [ compute ] ...
+
+Three streams, one for each kind of work; events make a batch's three steps follow each other, and nothing else does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge.engines.contract import busy, closed, nothing_out, require_batch
+from edge.engines.device import BufferPlan, Device, Program
+from edge.errors import DeviceError, EngineError
+from edge.protocols import EngineSpec, Ticket
+
+_INFER_TIMEOUT_S = 120.0
+# Between two looks at an event: a sixteenth of what was waited so far. Some 60 looks for a batch of 10 ms, and no
+# answer is noticed later than 6 % of its own time.
+_SHORTEST_NAP_S = 20e-6
+_LONGEST_NAP_S = 500e-6
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """One batch's memory on host and device, and the marks of its three steps."""
+
+    index: int
+    host: NDArray[np.uint8]
+    address: int
+    copied_in: Any
+    computed: Any
+    copied_out: Any
+
+
+class StreamedEngine:
+    """An Engine over a device and a program; `spec.depth` slots. Owns both and closes them.
+
+    A slot is used again only once its last step is known to be over, also when its batch was given up as late. After
+    a `lost` device every call raises; the engine can then only be closed and another one opened.
+    """
+
+    def __init__(
+        self,
+        spec: EngineSpec,
+        device: Device,
+        program: Program,
+        *,
+        on_close: Callable[[], None] = lambda: None,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._spec = spec
+        self._device = device
+        self._program = program
+        self._on_close = on_close
+        self._monotonic = monotonic
+        self._sleep = sleep
+        self._plan = BufferPlan.of(spec)
+        self._streams = (device.stream(), device.stream(), device.stream())
+        self._idle: deque[_Slot] = deque(self._slot(index) for index in range(spec.depth))
+        self._out: deque[tuple[Ticket, _Slot, int]] = deque()
+        self._overdue: list[_Slot] = []
+        self._next = 0
+        self._lost: DeviceError | None = None
+        self._closed = False
+
+    @property
+    def spec(self) -> EngineSpec:
+        return self._spec
+
+    def warmup(self) -> None:
+        """Run every batch size in every slot: kernels are compiled and graphs captured for each."""
+        spec = self._spec
+        for count in range(1, spec.max_batch + 1):
+            for _ in range(spec.depth):
+                self.infer(np.zeros((count, spec.height, spec.width, spec.channels), np.uint8))
+
+    def submit(self, batch: NDArray[np.uint8]) -> Ticket:
+        """Copy `batch` into pinned memory and start its three steps; `batch` is free again on return."""
+        self._require_open()
+        require_batch(batch, self._spec)
+        if len(self._out) >= self._spec.depth:
+            raise busy(self._spec)
+        self._take_back_overdue()
+        if not self._idle:
+            raise EngineError(f"{self._spec.name}: a batch that came too late still runs; try again later")
+        slot, count = self._idle.popleft(), len(batch)
+        try:
+            self._start(slot, batch)
+        except EngineError as error:
+            self._note(error)
+            self._fence(slot)
+            raise
+        ticket = Ticket(self._next)
+        self._next += 1
+        self._out.append((ticket, slot, count))
+        return ticket
+
+    def collect(self, timeout_s: float) -> tuple[Ticket, NDArray[np.float32], NDArray[np.float32]]:
+        """Wait for the oldest batch and copy its answer out of pinned memory."""
+        self._require_open()
+        if not self._out:
+            raise nothing_out(self._spec)
+        ticket, slot, count = self._out.popleft()
+        try:
+            in_time = self._reached(slot.copied_out, timeout_s)
+        except EngineError as error:
+            self._overdue.append(slot)
+            self._note(error)
+            raise
+        if not in_time:
+            self._overdue.append(slot)
+            raise EngineError(f"{self._spec.name}: batch {ticket} was not ready within {timeout_s} s")
+        maps, scores = self._answer(slot, count)
+        self._idle.append(slot)
+        return ticket, maps, scores
+
+    def infer(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """`submit` and `collect` of one batch."""
+        if self._out:
+            raise busy(self._spec)
+        self.submit(batch)
+        _, maps, scores = self.collect(_INFER_TIMEOUT_S)
+        return maps, scores
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        with suppress(EngineError):  # nothing is left to do for a cache that cannot be kept
+            self._on_close()
+        self._program.close()
+        self._device.close()
+        self._out.clear()
+        self._overdue.clear()
+        self._idle.clear()
+
+    def _slot(self, index: int) -> _Slot:
+        device, size = self._device, self._plan.size
+        return _Slot(index, device.pinned(size), device.allocate(size), device.event(), device.event(), device.event())
+
+    def _start(self, slot: _Slot, batch: NDArray[np.uint8]) -> None:
+        device, plan, count = self._device, self._plan, len(batch)
+        copy_in, compute, copy_out = self._streams
+        frames = slot.host[: plan.frame * count]
+        np.copyto(frames, batch.reshape(-1))
+        device.upload(slot.address, frames, copy_in)
+        device.record(slot.copied_in, copy_in)
+        device.wait(compute, slot.copied_in)
+        maps, scores = slot.address + plan.maps_at, slot.address + plan.scores_at
+        self._program.enqueue(slot.index, count, slot.address, maps, scores, compute)
+        device.record(slot.computed, compute)
+        device.wait(copy_out, slot.computed)
+        device.download(slot.host[plan.maps_at : plan.maps_at + plan.map * count], maps, copy_out)
+        device.download(slot.host[plan.scores_at : plan.scores_at + 4 * count], scores, copy_out)
+        device.record(slot.copied_out, copy_out)
+
+    def _answer(self, slot: _Slot, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Copies: the slot is used again while the caller looks at them."""
+        plan, spec = self._plan, self._spec
+        maps = slot.host[plan.maps_at : plan.maps_at + plan.map * count].view(np.float32)
+        scores = slot.host[plan.scores_at : plan.scores_at + 4 * count].view(np.float32)
+        return maps.reshape(count, spec.map_height, spec.map_width).copy(), scores.copy()
+
+    def _reached(self, event: Any, timeout_s: float) -> bool:
+        started = self._monotonic()
+        while not self._device.done(event):
+            waited = self._monotonic() - started
+            if waited >= timeout_s:
+                return False
+            self._sleep(min(_LONGEST_NAP_S, max(_SHORTEST_NAP_S, waited / 16)))
+        return True
+
+    def _fence(self, slot: _Slot) -> None:
+        """Put the slot's last mark behind those steps of a failed batch that are on their way."""
+        device = self._device
+        copy_in, compute, copy_out = self._streams
+        try:
+            for mark, stream in ((slot.copied_in, copy_in), (slot.computed, compute)):
+                device.record(mark, stream)
+                device.wait(copy_out, mark)
+            device.record(slot.copied_out, copy_out)
+        except EngineError as error:
+            self._note(DeviceError("lost", str(error)))
+            return
+        self._overdue.append(slot)
+
+    def _take_back_overdue(self) -> None:
+        """Slots of batches that failed or came too late are used again only once nothing of theirs runs."""
+        still: list[_Slot] = []
+        for slot in self._overdue:
+            (self._idle if self._device.done(slot.copied_out) else still).append(slot)
+        self._overdue = still
+
+    def _note(self, error: EngineError) -> None:
+        if isinstance(error, DeviceError) and error.reason == "lost":
+            self._lost = error
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise closed(self._spec)
+        if self._lost is not None:
+            raise DeviceError("lost", f"{self._spec.name}: {self._lost}; this engine must be opened again")

@@ -1,0 +1,131 @@
+"""`kizu log` and `kizu rescore`, as they are typed."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from edge import daemon
+from edge.bundle import ModelBundle
+from edge.clock import SystemClock
+from edge.config import load_config
+from edge.demo.line import write_config
+from edge.images import encode_mask_png
+from edge.masks import coco_counts
+from edge.sender import CameraSender
+from edge.sinks.event_log import EventLog
+from sample_events import sample_event
+
+MASK = np.zeros((6, 8), bool)
+MASK[2:4, 3:7] = True
+
+
+def kizu(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "edge.cli", *map(str, arguments)], capture_output=True, text=True, timeout=100
+    )
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """Three events, the second with a mask, and a registered subscriber."""
+    path = tmp_path / "events.db"
+    with EventLog(path, SystemClock()) as made:
+        for number in range(3):
+            made.append(sample_event(number), encode_mask_png(MASK) if number == 1 else None)
+        made.move_cursor("press", 2, 0, lambda cursor: None)
+        made.flush(10)
+    return path
+
+
+def test_verify_counts_what_is_sound_and_names_what_is_not(log: Path) -> None:
+    """Exit status 1 for damage, 2 for a file that is none of ours."""
+    good = kizu("log", "verify", log)
+    assert (good.returncode, json.loads(good.stdout)["events"]) == (0, 3)
+
+    with sqlite3.connect(log) as other:
+        other.execute("UPDATE events SET mask = x'00' WHERE log_sequence = 2")
+    bad, none = kizu("log", "verify", log), kizu("log", "verify", log.with_name("no.db"))
+
+    assert bad.returncode == 1 and "log sequence 2: the row was changed" in bad.stderr
+    assert none.returncode == 2 and "does not exist" in none.stderr
+
+
+def test_export_prints_json_lines_with_coco_masks(log: Path) -> None:
+    """Each event as published, and its mask for any COCO tool."""
+    lines = [json.loads(line) for line in kizu("log", "export", log, "--since", 1).stdout.splitlines()]
+
+    assert [line["log_sequence"] for line in lines] == [2, 3]
+    assert lines[0]["segmentation"] == {"size": [6, 8], "counts": coco_counts(MASK)}
+    assert lines[1]["segmentation"] is None
+
+
+def test_stats_tell_head_subscribers_and_marks(log: Path) -> None:
+    """One JSON object."""
+    found = json.loads(kizu("log", "stats", log).stdout)
+
+    assert (found["head"], found["events"], found["removed_through"]) == (3, 3, 0)
+    assert [(one["name"], one["cursor"], one["lag"]) for one in found["subscribers"]] == [("press", 2, 1)]
+    assert found["marks"][0]["acked_through"] == 2 and found["failures"] == []
+
+
+@pytest.fixture(scope="module")
+def judged(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bundle: ModelBundle, make_bundle: Callable[..., ModelBundle]
+) -> tuple[Path, list[str]]:
+    """A line that has judged three frames of noise through OpenVINO; its configuration and the rejected events' ids."""
+    folder = tmp_path_factory.mktemp("line")
+    strict = msgspec.structs.replace(tiny_bundle.calibration, threshold=0.05, pixel_threshold=0.04)
+    path = write_config(folder / "line.toml", make_bundle(folder / "strict", calibration=strict).path, ["cam"])
+    stop = daemon.StopRequest()
+
+    def send(ready: daemon.Ready) -> None:
+        noise = np.random.default_rng(8).integers(0, 256, (3, 64, 64), dtype=np.uint8)
+        with CameraSender(ready.frames_address, "cam") as sender:
+            for image in noise:
+                sender.send(image, encoding="raw", timeout_s=20)
+            assert sender.drain(20) == 0
+        stop.set()
+
+    daemon.serve(load_config(path), path, stop, on_ready=send)
+    with EventLog(folder / "events.sqlite", SystemClock()) as made:
+        return path, [event.id for event, _ in made.read_since(0, 10) if event.decision == "reject"]
+
+
+def test_rescore_finds_the_same_answer(judged: tuple[Path, list[str]]) -> None:
+    """Same frame, bundle and device: the same decision, score, regions and mask."""
+    config, rejected = judged
+    done = kizu("rescore", rejected[0], config)
+
+    assert len(rejected) == 3
+    assert done.returncode == 0 and done.stdout.startswith("identical: reject"), done.stderr
+
+
+def test_rescore_says_what_differs(judged: tuple[Path, list[str]]) -> None:
+    """Control: another frame in its place is another score."""
+    config, rejected = judged
+    folder = config.parent / "events.sqlite.rejects"
+    first, second = (folder / f"{name.replace('/', '-')}.png" for name in rejected[1:])
+    second.replace(first)
+
+    done = kizu("rescore", rejected[1], config)
+    gone = kizu("rescore", rejected[2], config)
+
+    assert done.returncode == 1 and "score: logged" in done.stderr and "now" in done.stderr
+    assert gone.returncode == 2 and "is not there" in gone.stderr
+
+
+@pytest.mark.parametrize("name", ["cam", "cam/1/2/3", "../x/1/2", "cam/one/2", "cam/1/99"])
+def test_rescore_refuses_an_event_that_is_not_there(judged: tuple[Path, list[str]], name: str) -> None:
+    """Exit status 2 and the next step."""
+    done = kizu("rescore", name, judged[0])
+
+    assert done.returncode == 2 and ("expected CAMERA/EPOCH/SEQUENCE" in done.stderr or "is not in" in done.stderr)

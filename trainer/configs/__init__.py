@@ -1,0 +1,1 @@
+"""One file of settings per method; presets by name."""
