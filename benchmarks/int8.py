@@ -1,6 +1,6 @@
 """What int8 costs and saves: core-milliseconds a frame against float32, AUROC and verdicts, on the same machine.
 
-    python benchmarks/int8.py BUNDLE --data DIR [--ranges percentile,mse,entropy] [--rounds 9] [--frames 8]
+    python benchmarks/int8.py BUNDLE --data DIR [--ranges percentile,mse,entropy] [--weight-bits 8]
 
 Quantizes BUNDLE for each range finder on DIR/train/good (limits wide open: the figures are what is asked for) and
 prints one JSON object. Times are CPU time of all threads of the process, single frames through OpenVINO and ONNX
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--ranges", default="percentile,mse,entropy")
+    parser.add_argument("--weight-bits", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--frames", type=int, default=8, help="frames of each measurement")
     options = parser.parse_args()
@@ -53,17 +54,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         small = source
         for finder in options.ranges.split(","):
-            small, finders[finder] = quantized(source, options.data, finder, Path(folder) / finder)
+            small, finders[finder] = quantized(source, options.data, finder, Path(folder) / finder, options.weight_bits)
         times = measure(source, small, options.rounds, options.frames)
     print(json.dumps({"bundle": source.manifest.preset, "cpu": cpu(), "finders": finders, **times}, indent=2))
 
 
-def quantized(source: ModelBundle, data: Path, finder: Finder, out: Path) -> tuple[ModelBundle, dict[str, Any]]:
+def quantized(
+    source: ModelBundle, data: Path, finder: Finder, out: Path, bits: int
+) -> tuple[ModelBundle, dict[str, Any]]:
     """The int8 bundle and what it agrees on."""
-    request = Request(precision="int8", finder=finder, limits=Limits(0.0, 1.0), data=data)
+    request = Request(precision="int8", finder=finder, weight_bits=bits, limits=Limits(0.0, 1.0), data=data)
     bundle, record = quantize_bundle(source, data / "train" / "good", out, request)
     return bundle, {
         **msgspec.to_builtins(record.agreement),
+        "weight_bits": bits,
         "layers": len(record.ranges),
         "parity_max_abs": record.parity_max_abs,
     }

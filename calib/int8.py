@@ -48,6 +48,7 @@ _CONSTANT_ONLY: Final = frozenset({"Div", "Mul", "Sub"})
 _PIXEL_WAY: Final = frozenset({"Cast", "Transpose", "Identity"})
 _AFFINE: Final = _PIXEL_WAY | {"Add", "Div", "Mul", "Sub"}
 _MIDDLE_GRAY: Final = 128.0
+_LARGEST_OF_SEVEN_BITS: Final = 63.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,14 +151,19 @@ def quantize_graph(
     ranges: Mapping[str, float],
     precision: QuantizedPrecision,
     means: Mapping[str, NDArray[np.float64]],
+    weight_bits: int = 8,
 ) -> Quantized:
     """The graph with `layers` quantized and the others as they are; `means` are `Activations.means`.
+
+    With `weight_bits` 7 int8 weights stay within +-63: two products with 8-bit activations then fit into the 16 bits in
+    which x86 CPUs without VNNI add them; with 8 those saturate, and the answers are wrong.
 
     Raises:
         EngineError: the package onnx is missing, or the graph cannot be brought to the opset that fp8 needs.
     """
     loaded = _at_opset(_load(model), OPSET[precision])
-    rewrite = _Rewrite(_Graph(loaded), precision)
+    largest = LARGEST[precision] if weight_bits == 8 else _LARGEST_OF_SEVEN_BITS
+    rewrite = _Rewrite(_Graph(loaded), precision, largest)
     for layer in layers:
         rewrite.layer(layer, ranges[layer.name], means[layer.name])
     rewrite.finish()
@@ -284,8 +290,9 @@ class _Graph:
 class _Rewrite:
     """Puts Q/DQ pairs before convolutions; a tensor that several share is rounded once."""
 
-    def __init__(self, graph: _Graph, precision: QuantizedPrecision) -> None:
+    def __init__(self, graph: _Graph, precision: QuantizedPrecision, largest_weight: float) -> None:
         self._graph = graph
+        self._largest_weight = largest_weight
         self._precision = precision
         self._rounded: dict[str, str] = {}
         self._weights: dict[str, str] = {}
@@ -299,7 +306,7 @@ class _Rewrite:
 
         node = self._named[layer.name]
         values = numpy_helper.to_array(self._graph.constants[node.input[1]]).astype(np.float64)
-        scales = channel_scales(values, self._precision)
+        scales = channel_scales(values, self._largest_weight)
         self._correct_bias(node, values, scales, mean, _MIDDLE_GRAY if layer.pixels else 0.0)
         if layer.pixels:
             source, limit = self._shifted(layer.tensor), LARGEST["int8"]
@@ -398,11 +405,11 @@ class _Rewrite:
         self._graph.graph.initializer.append(low_tensor(name, scaled, self._precision))
 
 
-def channel_scales(weights: NDArray[np.float64], precision: QuantizedPrecision) -> NDArray[np.float64]:
-    """Step (M,) of each output channel's weights (M, ...): their largest magnitude over the largest number; never 0."""
+def channel_scales(weights: NDArray[np.float64], largest_number: float) -> NDArray[np.float64]:
+    """Step (M,) of each output channel's weights (M, ...): their largest magnitude over `largest_number`; never 0."""
     largest = np.abs(weights).reshape(len(weights), -1).max(axis=1)
     # As the graph holds it: float32.
-    return (np.where(largest > 0, largest, 1.0) / LARGEST[precision]).astype(np.float32).astype(np.float64)
+    return (np.where(largest > 0, largest, 1.0) / largest_number).astype(np.float32).astype(np.float64)
 
 
 def low_tensor(name: str, scaled: NDArray[np.float64], precision: QuantizedPrecision) -> onnx.TensorProto:

@@ -57,6 +57,7 @@ class Request:
     finder: Finder = "mse"
     keep: tuple[str, ...] = ()
     frames: int = 32
+    weight_bits: int = 8
     backend: Backend = "openvino"
     limits: Limits = DEFAULT_LIMITS
     bad: Path | None = None
@@ -74,6 +75,7 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True):
     source_model_id: str
     precision: str
     finder: str
+    weight_bits: int
     ranges: dict[str, float]
     kept: list[str]
     files: list[str]
@@ -101,13 +103,13 @@ def quantize_bundle(source: ModelBundle, good: Path, out: Path, request: Request
     _require_quantizable(source)
     layers = chosen_layers(source.model, request.precision, request.keep)
     sample = _sample(source, good)
-    with open_engine(source, backend=REFERENCE, streams=1, max_batch=1, refine=False) as engine:
-        check_golden(source, engine, require=True)
+    with open_engine(source, backend=REFERENCE, streams=1, max_batch=1, refine=False) as reference:
+        check_golden(source, reference, require=True)
     frames = _spread([*sample.trained, *sample.unseen], request.frames)
     with progress("activations", len(frames)) as advance:
         seen = observe(source, layers, frames, advance)
     ranges = find_ranges(layers, seen, request.finder, request.precision)
-    quantized = quantize_graph(source.model, layers, ranges, request.precision, seen.means)
+    quantized = quantize_graph(source.model, layers, ranges, request.precision, seen.means, request.weight_bits)
     draft = draft_bundle(source, quantized)
     parity = require_parity(draft, request.precision)
     compared, engine_name = compare(source, draft, sample, request)
@@ -124,6 +126,7 @@ def quantize_bundle(source: ModelBundle, good: Path, out: Path, request: Request
         source_model_id=source.model_id,
         precision=request.precision,
         finder=request.finder,
+        weight_bits=request.weight_bits,
         ranges=quantized.ranges,
         kept=list(request.keep),
         files=sorted({**sample.trained, **sample.unseen}.values()),
@@ -175,8 +178,8 @@ def require_parity(draft: ModelBundle, precision: QuantizedPrecision) -> dict[st
         if not check.ok:
             raise ParityError(
                 f"{backend} is up to {check.max_abs:.3g} from {REFERENCE} on the quantized golden frames, "
-                f"{check.max_rel_of_tolerance:.3g} times the tolerance; nothing was written: try another range finder "
-                "(--ranges) or another version of that backend"
+                f"{check.max_rel_of_tolerance:.3g} times the tolerance; nothing was written; on x86 without VNNI "
+                "use --weight-bits 7, else try another range finder (--ranges) or another version of that backend"
             )
         gaps[str(backend)] = check.max_abs
     return gaps
@@ -200,7 +203,9 @@ def compare(source: ModelBundle, draft: ModelBundle, sample: Sample, request: Re
         for (path, bad), (one, other) in zip(labeled, answers, strict=True):
             assert one.anomaly_map is not None and other.anomaly_map is not None  # bad files are refused, not skipped
             scores = one.anomaly_map.score, other.anomaly_map.score
-            compared.add(str(path), bad, scores, (one.anomaly_map.scores, other.anomaly_map.scores))
+            compared.add(
+                f"{path.parent.name}/{path.name}", bad, scores, (one.anomaly_map.scores, other.anomaly_map.scores)
+            )
         return compared, f"{after.spec.name} {after.spec.version} {after.spec.device}"
 
 
@@ -257,7 +262,7 @@ def layer_errors(
     frame, expected = source.golden.frames[:1], source.golden.maps[0]
     errors = {}
     for layer in layers:
-        alone = quantize_graph(source.model, [layer], ranges, request.precision, seen.means)
+        alone = quantize_graph(source.model, [layer], ranges, request.precision, seen.means, request.weight_bits)
         draft = replace(source, model=alone.model)
         with open_engine(draft, backend=REFERENCE, streams=1, max_batch=1, refine=False) as engine:
             maps, scores = engine.infer(frame)

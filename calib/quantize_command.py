@@ -21,6 +21,9 @@ def quantize(
     out: Annotated[Path, typer.Option(help="The new bundle.")],
     ranges: Annotated[str, typer.Option(help="Range finder: percentile, entropy or mse.")] = "mse",
     frames: Annotated[int, typer.Option(min=1, help="Good images that give the activations' ranges, at most.")] = 32,
+    weight_bits: Annotated[
+        int, typer.Option(min=7, max=8, help="7 for lines on x86 CPUs without VNNI, which add int8 products wrongly.")
+    ] = 8,
     keep: Annotated[list[str] | None, typer.Option(metavar="LAYER", help="Leave in float32; may be repeated.")] = None,
     data: Annotated[Path | None, typer.Option(help="Labeled test set (test/good, test/KIND) for AUROC.")] = None,
     bad: Annotated[Path | None, typer.Option(help="Folder of images of bad parts for AUROC.")] = None,
@@ -46,11 +49,14 @@ def quantize(
     if not out.absolute().parent.is_dir():
         raise CommandError(f"--out {out}: its folder does not exist; make it first")
     chosen = _one_of(QuantizedPrecision, precision, "--precision")
+    if chosen == "fp8" and weight_bits != 8:
+        raise CommandError(f"--weight-bits {weight_bits}: goes with --precision int8 only; leave it out")
     request = Request(
         precision=chosen,
         finder=_one_of(Finder, ranges, "--ranges"),
         keep=tuple(keep or ()),
         frames=frames,
+        weight_bits=weight_bits,
         backend=require_backend(backend or ("openvino" if chosen == "int8" else "onnxruntime"), CommandError),
         limits=Limits(min_agreement, max_auroc_drop),
         bad=bad,

@@ -132,6 +132,21 @@ def test_normalized_pixels_keep_their_whole_range(make_bundle: Callable[..., Mod
     assert find_ranges([layer], seen, "percentile", "int8") == {layer.name: 2.0}
 
 
+def test_seven_bits_leave_room_where_two_products_are_added_in_sixteen(
+    demo: ModelBundle, watched: tuple[tuple[Layer, ...], Activations]
+) -> None:
+    """x86 CPUs without VNNI add two u8 x s8 products with saturation at 32,767; the control, eight bits, passes it."""
+    layers, seen = watched
+    ranges = find_ranges(layers, seen, "mse", "int8")
+    largest = {}
+    for bits in (7, 8):
+        model = onnx.load_from_string(quantize_graph(demo.model, layers, ranges, "int8", seen.means, bits).model)
+        weights = [one for one in model.graph.initializer if one.name.endswith("weight__int8")]
+        largest[bits] = max(int(np.abs(numpy_helper.to_array(one).astype(int)).max()) for one in weights)
+
+    assert 2 * 255 * largest[7] <= 32_767 < 2 * 255 * largest[8]
+
+
 def test_pooling_is_done_in_eight_bits_too_unless_the_score_wants_it() -> None:
     """Rounding moves before the pooling; but not where what is pooled also goes elsewhere."""
     pool = helper.make_node("MaxPool", ["c"], ["p"], name="pool", kernel_shape=[2, 2])

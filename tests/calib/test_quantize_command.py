@@ -223,6 +223,7 @@ def test_what_cannot_be_quantized_is_refused_by_name(
         (CommandError, "is int8 already", (out, *INT8)),
         (CommandError, "--precision int4: expected one of int8, fp8", (bundle, "--precision", "int4")),
         (CommandError, "--ranges max: expected one of percentile", (bundle, *INT8, "--ranges", "max")),
+        (CommandError, "--weight-bits 7: goes with", (bundle, "--precision", "fp8", "--weight-bits", "7")),
         (CommandError, "--keep nothing: no such layer", (bundle, *INT8, "--keep", "nothing")),
         (CommandError, "give one of them", (bundle, *INT8, "--bad", good, "--data", good)),
         (DataError, "no folder with images of bad parts", (bundle, *INT8, "--bad", tmp_path / "empty")),
