@@ -12,6 +12,7 @@ one of totals; exits with 1 if anything does not build, or takes longer than `--
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import sys
@@ -40,7 +41,7 @@ def main() -> None:
     failed = total = slow = 0
     slowest = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        for bundle in [*presets(Path(folder)), *(open_bundle(path) for path in options.bundles)]:
+        for bundle in itertools.chain(presets(Path(folder)), map(open_bundle, options.bundles)):
             held = quantized_types(bundle.model)
             for precision in held or FLOATS:
                 row = matrix(bundle, precision, Path(folder))  # type: ignore[arg-type]
@@ -101,10 +102,11 @@ def presets(folder: Path) -> Iterator[ModelBundle]:
             print(f"compile_all: {name} left out: {error}", file=sys.stderr)
             continue
         method.prepare(frames[:4])
-        method.fit_statistics(frames[4:])
+        # Few images: a cell a pixel at full width costs seconds an image, and a build does not see the numbers.
+        method.fit_statistics(frames[4:6])
         spec = InputSpec(config.size_px, config.size_px, 3, max_batch=16)
         facts = BundleFacts(name, "student-teacher", name, spec, "0" * 64, True, {}, {})
-        yield export_bundle(method, folder / name, facts, held_out=frames[4:])
+        yield export_bundle(method, folder / name, facts, held_out=frames[6:7])
 
 
 if __name__ == "__main__":
