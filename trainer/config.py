@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -182,8 +182,6 @@ class StudentTeacherConfig:
 
 AnyConfig = TypeVar("AnyConfig", bound=MethodConfig)
 
-_NONE_IS_A_WORD = ("pad", "center")
-
 
 def override(config: AnyConfig, settings: Sequence[str]) -> AnyConfig:
     """``config`` with ``KEY=VALUE`` settings; values are read by the field's type, ``none`` is None, lists by commas.
@@ -191,16 +189,18 @@ def override(config: AnyConfig, settings: Sequence[str]) -> AnyConfig:
     Raises:
         CommandError: no such key, or a value that it does not take; the message says what there is.
     """
-    known = {f.name: f for f in fields(config) if f.name != "preset"}
+    known = [f.name for f in fields(config) if f.name != "preset"]
+    hints = get_type_hints(type(config))
     changes: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or key not in known:
             raise CommandError(f"--set {setting}: expected KEY=VALUE with a KEY of {', '.join(known)}")
-        is_none = value.lower() == "none" and key not in _NONE_IS_A_WORD
-        given: Any = None if is_none else value.split(",") if key == "teachers" else value
+        # Where a setting has the word none among its choices, it is that word.
+        is_none = value.lower() == "none" and "none" not in get_args(hints[key])
+        given: Any = None if is_none else value.split(",") if get_origin(hints[key]) is tuple else value
         try:
-            changes[key] = msgspec.convert(given, get_type_hints(type(config))[key], strict=False)
+            changes[key] = msgspec.convert(given, hints[key], strict=False)
         except msgspec.ValidationError as error:
             raise CommandError(f"--set {setting}: {error}") from error
     return replace(config, **changes)
