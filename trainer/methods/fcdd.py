@@ -124,8 +124,7 @@ class Fcdd:
     def loss(self, batch: Batch) -> Tensor:
         """The loss of good images and of anomalies made of them; on images outside the training set drawn alike."""
         self.net.train(batch.index is not None)
-        random = np.random.default_rng(batch.draw)
-        frames, bad, masks = self._with_anomalies(batch.frames.numpy(), random)
+        frames, bad, masks = self.with_anomalies(batch.frames.numpy(), batch.draw)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.config.precision == "bf16"):
             answers = self.net(torch.from_numpy(frames).to(self.device))
         maps = pseudo_huber(answers.float())
@@ -134,6 +133,19 @@ class Fcdd:
         height, width = frames.shape[1:3]
         rows, columns = (self._spreading(side, np.arange(side)).to(self.device) for side in (height, width))
         return pixel_loss(rows @ maps @ columns.T, torch.from_numpy(masks).to(self.device))
+
+    def with_anomalies(self, frames: Frames, draw: int) -> tuple[Frames, NDArray[np.float32], NDArray[np.float32]]:
+        """``frames`` with a share of them made anomalies, labels (n,), and masks (n, h, w); ``draw`` decides."""
+        random = np.random.default_rng(draw)
+        made = np.empty_like(frames)
+        masks = np.zeros(frames.shape[:3], np.float32)
+        bad = (random.random(len(frames)) < self.config.anomaly_share).astype(np.float32)
+        for place, frame in enumerate(frames):
+            one, mask = self._anomaly(frame, random) if bad[place] else (frame, masks[place])
+            made[place], masks[place] = augmented(one, self.config.augment, random), mask
+        if self.config.labels == "random":  # the control: nothing can be learned from these
+            bad = random.permutation(bad)
+        return made, bad, masks
 
     @torch.no_grad()
     def fit_statistics(self, frames: Frames) -> None:
@@ -204,20 +216,6 @@ class Fcdd:
             field.cells(side_px), offset=field.start_px, jump=field.stride_px, field=field.size_px,
             sigma=self.config.sigma, at=at, kernel=self.config.kernel,
         )  # fmt: skip
-
-    def _with_anomalies(
-        self, frames: Frames, random: np.random.Generator
-    ) -> tuple[Frames, NDArray[np.float32], NDArray[np.float32]]:
-        """``frames`` with a share of them made anomalies, which (n,), and where (n, h, w)."""
-        made = np.empty_like(frames)
-        masks = np.zeros(frames.shape[:3], np.float32)
-        bad = (random.random(len(frames)) < self.config.anomaly_share).astype(np.float32)
-        for place, frame in enumerate(frames):
-            one, mask = self._anomaly(frame, random) if bad[place] else (frame, masks[place])
-            made[place], masks[place] = augmented(one, self.config.augment, random), mask
-        if self.config.labels == "random":  # the control: nothing can be learned from these
-            bad = random.permutation(bad)
-        return made, bad, masks
 
     def _anomaly(self, frame: Frames, random: np.random.Generator) -> tuple[Frames, NDArray[np.bool_]]:
         """One anomaly in place of ``frame`` (h, w, C), and its mask (h, w), which a photograph leaves empty."""
