@@ -10,6 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from calib.evaluation import evaluate_bundle
 from edge.bundle import check_golden, open_bundle
 from edge.engines.registry import open_engine
 from edge.errors import CommandError, DataError
@@ -38,11 +39,11 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(place: Path, method: str, *extra: str) -> Result:
+def run(place: Path, method: str, *extra: str, size: int | None = 64) -> Result:
     app = typer.Typer()
     app.command()(train)
-    options = ["--data", str(place / "data"), "--out", str(place / "bundle"), "--size", "64", "--steps", "2"]
-    return CliRunner().invoke(app, [method, *options, *extra])
+    options = ["--data", str(place / "data"), "--out", str(place / "bundle"), "--steps", "2"]
+    return CliRunner().invoke(app, [method, *options, *([] if size is None else ["--size", str(size)]), *extra])
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,24 @@ def test_what_a_method_lacks_or_cannot_use_is_told_before_the_images_are_read(
     error = run(tmp_path, method, *options).exception
 
     assert isinstance(error, CommandError) and message in str(error)
+
+
+def test_a_bundle_that_gives_one_number_an_image_is_asked_for_no_map(place: Path) -> None:
+    """DROCC's own setting judges whole crops; the patch grid of `paper-frames` has a map and is not refused."""
+    small = ["--set", "ascent_steps=1", "--set", "batch_size=8", "--set", "patch_px=32", "--set", "crops=1"]
+    for preset, size in (("paper", 32), ("paper-frames", 64)):
+        given = ["--preset", preset, "--set", f"size_px={size}", *small, "--out", str(place / preset)]
+        assert run(place, "drocc", *given, size=None).exit_code == 0
+    (place / "data" / "test" / "good").mkdir()
+    shutil.copy(place / "data" / "train" / "good" / "00.png", place / "data" / "test" / "good" / "00.png")
+
+    with pytest.raises(CommandError, match="gives one number an image and no map; leave --maps out"):
+        evaluate_bundle(open_bundle(place / "paper"), place / "data", maps=place / "maps")
+    found = evaluate_bundle(open_bundle(place / "paper"), place / "data")
+    assert found.image_auroc is not None and any("one number an image" in note for note in found.warnings)
+    grid = evaluate_bundle(open_bundle(place / "paper-frames"), place / "data", maps=place / "maps")
+    assert (place / "maps" / "test" / "spot" / "50.tiff").is_file()
+    assert not any("one number" in note for note in grid.warnings)
 
 
 @pytest.mark.parametrize("taken_from", ["test/spot/50.png", "train/good/03.png"])
