@@ -34,13 +34,15 @@ class EngineConfig(_Section, frozen=True):
 
     `refine` false computes every tile densely, also where the bundle has a coarse graph to look with first. `precision`
     and `on_gpu_failure` are TensorRT's: where the GPU cannot be used, "cpu" goes on with OpenVINO, says so and counts
-    it, "refuse" does not start.
+    it, "refuse" does not start. So is `maps`: with "flawed", of frames without a cell above the pixel threshold only
+    score and mask come back from the GPU.
     """
 
     backend: Literal["openvino", "onnxruntime", "tensorrt", "fake"] = "openvino"
     device: _Text = "cpu"
     precision: Literal["fp32", "fp16", "bf16", "int8", "fp8"] = "fp16"
     on_gpu_failure: Literal["cpu", "refuse"] = "refuse"
+    maps: Literal["all", "flawed"] = "all"
     streams: Annotated[int, Meta(ge=1, le=64)] = 2
     refine: bool = True
 
