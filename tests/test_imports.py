@@ -18,7 +18,7 @@ PACKAGES = ("edge", "calib", "trainer")
 ORDER = [
     ("errors",),
     ("run_kernels", "image_headers", "bundle_files", "model_file", "ring", "graph", "keys", "admission"),
-    ("signature",),
+    ("signature", "plan_cache"),
     ("images",),
     ("masks",),
     ("types",),

@@ -13,7 +13,8 @@ from edge.errors import CommandError, ParityError
 
 if TYPE_CHECKING:
     from edge.bundle import ModelBundle
-    from edge.compile import CompiledPlan, CompilePrecision, Progress
+    from edge.compile import Progress
+    from edge.plan_cache import CompiledPlan, CompilePrecision
 
 INTERRUPTED: Final = 130
 BACKENDS: Final = ("tensorrt", "openvino", "onnxruntime")
@@ -41,7 +42,7 @@ def compile(
     Raises:
         CommandError: an unknown backend, target or precision.
         EngineError: the library is missing or refuses the graph.
-        ParityError: a backend gives other answers than the golden ones.
+        ParityError: a backend, or the graph in fp16, gives other answers than the golden ones.
     """
     from edge.bundle import open_bundle
     from edge.compile import compile_bundle
@@ -92,10 +93,11 @@ def _try(bundle: ModelBundle, backend: str, target: str, precision: str) -> None
 
 def _line(plan: CompiledPlan) -> str:
     key = plan.key
+    apart = "" if plan.map_share is None else f", map within {plan.map_share:.2%} of fp32"
     made = f"built in {plan.build_s:.2f} s" if plan.fresh else "in the cache already"
     where = ", ".join(key.targets) or "the GPU at hand"
     what = f"{key.graph} {key.precision} for {where}: {plan.size / 2**20:.1f} MiB, {made}"
-    return f"{what}, {key.library} {key.version}\n  {plan.path}"
+    return f"{what}, {key.library} {key.version}{apart}\n  {plan.path}"
 
 
 def _json(plan: CompiledPlan) -> str:
@@ -103,7 +105,8 @@ def _json(plan: CompiledPlan) -> str:
 
     facts: dict[str, Any] = msgspec.to_builtins(plan.key)
     facts |= {"path": str(plan.path), "sha256": plan.sha256, "size": plan.size}
-    return msgspec.json.encode(facts | {"build_s": plan.build_s, "fresh": plan.fresh}).decode()
+    facts |= {"build_s": plan.build_s, "map_share": plan.map_share, "fresh": plan.fresh}
+    return msgspec.json.encode(facts).decode()
 
 
 class _Bar:

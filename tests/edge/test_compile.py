@@ -18,18 +18,11 @@ import msgspec
 import pytest
 
 from edge import compile as compiling
+from edge import plan_cache
 from edge.bundle import ModelBundle, open_bundle
-from edge.compile import (
-    PlanKey,
-    Progress,
-    cache_folder,
-    check_targets,
-    compile_bundle,
-    find_plan,
-    load_library,
-    plan_key,
-)
-from edge.errors import BundleError, CommandError, ConfigError, EngineError
+from edge.compile import Progress, check_targets, compile_bundle, load_library, plan_key
+from edge.errors import BundleError, CommandError, ConfigError, EngineError, ParityError
+from edge.plan_cache import PlanKey, cache_folder, find_plan, keep_plan
 
 DEMO = Path(__file__).parents[2] / "edge" / "demo" / "bundle"
 TARGETS = ("sm80", "sm86", "sm89", "sm120")
@@ -150,7 +143,7 @@ def test_control_without_the_digest_a_damaged_entry_would_be_loaded(
     """Planted bug: a digest that always agrees."""
     first = compile_bundle(demo, targets=["sm89"], precision="fp32", cache=cache)
     flip(first.path)
-    monkeypatch.setattr(compiling, "sha256_hex", lambda data: first.sha256)
+    monkeypatch.setattr(plan_cache, "sha256_hex", lambda data: first.sha256)
 
     assert find_plan(first.key, first.path.parent) is not None
 
@@ -337,6 +330,46 @@ def test_a_stop_while_an_engine_is_put_away_leaves_nothing(cache: Path, monkeypa
     monkeypatch.setattr(Path, "rename", interrupted)
 
     with pytest.raises(KeyboardInterrupt):
-        compiling._keep(cache_folder(cache) / key.digest, key, b"engine", 1.0)
+        keep_plan(cache_folder(cache) / key.digest, key, b"engine", 1.0, None)
 
     assert list(cache.iterdir()) == []
+
+
+def test_what_a_killed_build_left_is_swept_away_and_a_running_one_is_not(cache: Path) -> None:
+    """SIGKILL gives nobody the time to tidy up; the next build does."""
+    folder = cache_folder(cache)
+    killed, running = folder / ".building-killed", folder / ".building-running"
+    for attempt in (killed, running):
+        attempt.mkdir()
+        (attempt / "plan.engine").write_bytes(b"half")
+    os.utime(killed, (time.time() - 7200, time.time() - 7200))
+    key = PlanKey("tensorrt_rtx", "1.7", "0" * 64, "model", "fp16", ("sm89",), 4, (256, 256, 3))
+
+    keep_plan(folder / key.digest, key, b"engine", 1.0, None)
+
+    assert not killed.exists() and running.exists()
+
+
+@rtx
+def test_fp16_is_compared_with_the_golden_frames_before_anything_is_built(demo: ModelBundle, cache: Path) -> None:
+    """The share is kept with the engine; fp32 needs no comparison, and bf16 has none on a CPU."""
+    half = compile_bundle(demo, targets=["sm89"], precision="fp16", cache=cache)
+    again = compile_bundle(demo, targets=["sm89"], precision="fp16", cache=cache)
+
+    assert half.map_share is not None and 0 < half.map_share < 0.01
+    assert (again.fresh, again.map_share) == (False, half.map_share)
+    assert compile_bundle(demo, targets=["sm89"], precision="bf16", cache=cache).map_share is None
+
+
+@rtx
+def test_a_graph_that_fp16_changes_too_much_is_refused_with_what_to_use(
+    demo: ModelBundle, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the desk, not when the line starts; control: the same graph is taken where that much is allowed."""
+    monkeypatch.setattr(compiling, "LOOSE", {"fp16": 1e-4})
+    with pytest.raises(ParityError, match=r"in fp16 its model map is up to .* compile with --precision bf16 or fp32"):
+        compile_bundle(demo, targets=["sm89"], precision="fp16", cache=cache)
+    assert list(cache.iterdir()) == []
+
+    monkeypatch.setattr(compiling, "LOOSE", {"fp16": 1.0})
+    assert compile_bundle(demo, targets=["sm89"], precision="fp16", cache=cache).fresh
