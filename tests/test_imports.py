@@ -17,7 +17,7 @@ PACKAGES = ("edge", "calib", "trainer")
 # except that a helper room may be named by its owner (second table).
 ORDER = [
     ("errors",),
-    ("run_kernels", "image_headers", "bundle_files", "model_file", "ring", "graph", "keys", "admission"),
+    ("run_kernels", "image_headers", "bundle_files", "model_file", "ring", "graph", "keys", "admission", "steady"),
     ("signature", "plan_cache"),
     ("images",),
     ("masks",),

@@ -32,6 +32,9 @@ def compile(
     cache: Annotated[
         Path | None, typer.Option(help="Folder of engines; default: $CACHE_DIRECTORY or ~/.cache, kizu/engines.")
     ] = None,
+    reproducible: Annotated[
+        bool, typer.Option(help="Build on one core, without address randomization: the same bytes each time.")
+    ] = True,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each engine.")] = False,
 ) -> None:
     """Build a bundle's TensorRT engines and keep them in the cache; no GPU is needed with TensorRT for RTX.
@@ -46,9 +49,12 @@ def compile(
     """
     from edge.bundle import open_bundle
     from edge.compile import compile_bundle
+    from edge.steady import restart_steadily
 
     if backend not in BACKENDS:
         raise CommandError(f"--backend {backend}: expected one of {', '.join(BACKENDS)}")
+    if backend == "tensorrt" and reproducible and not restart_steadily():
+        typer.echo("note: this system keeps address randomization on; another build's bytes may differ", err=True)
     opened = open_bundle(bundle)
     if backend != "tensorrt":
         _try(opened, backend, target, precision)
