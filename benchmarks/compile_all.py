@@ -152,7 +152,7 @@ def presets(folder: Path, only: list[str]) -> Iterator[ModelBundle]:
                 # Few images: a cell a pixel at full width costs seconds an image, and a build does not see the numbers.
                 method.fit_statistics(frames[4:6])
                 spec = InputSpec(side, side, 3, max_batch=16)
-                facts = BundleFacts(name.replace("/", "-"), method_name, preset, spec, "0" * 64, True, {}, {})
+                facts = BundleFacts(name.replace("/", "-"), method_name, preset, spec, "0" * 64, True, {})
                 yield export_bundle(method, folder / facts.name, facts, held_out=frames[6:7])
             except KizuError as error:
                 print(f"compile_all: {name} left out: {error}", file=sys.stderr)

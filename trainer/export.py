@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,6 @@ class BundleFacts:
     calibration_sha256: str
     statistics_shared: bool
     provenance: Mapping[str, Any]
-    report: Mapping[str, bytes]
 
 
 def export_bundle(
@@ -85,11 +84,13 @@ def export_bundle(
     held_out: Frames,
     whole_images: Sequence[Path] | None = None,
     refine: RefineRequest | None = None,
+    report: Callable[[ModelBundle], Mapping[str, bytes]] = lambda draft: {},
 ) -> ModelBundle:
     """Write the trained ``method`` as a bundle with a provisional threshold from ``held_out`` (n, h, w, C) uint8.
 
     With ``fit`` "tile" those are crops, and the threshold comes from the ``whole_images`` that they were cut from.
-    With ``refine`` the bundle gets a coarse graph too, and its margin from ``held_out``.
+    With ``refine`` the bundle gets a coarse graph too, and its margin from ``held_out``. ``report`` makes the files
+    below report/ of the bundle as it will be.
 
     Raises:
         CommandError, CalibrationError: the method cannot do what ``refine`` asks, or there are too few held-out tiles.
@@ -147,7 +148,7 @@ def export_bundle(
         golden=draft.golden,
         calibration=calibration,
         provenance=provenance,
-        report=facts.report,
+        report=report(replace(draft, calibration=calibration, provenance=provenance)),
         coarse=coarse,
         refine=looked,
     )

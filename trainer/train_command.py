@@ -290,6 +290,7 @@ def _finish(job: _Job, schedule: Schedule, outcome: Outcome) -> None:
     from trainer.data import digest_of
     from trainer.export import MAX_BATCH, BundleFacts, export_bundle
     from trainer.refine import describe
+    from trainer.training_page import FILE, training_page
 
     found, split = job.found, job.split
     job.learner.fit_statistics(found.take(split.statistics))
@@ -301,12 +302,15 @@ def _finish(job: _Job, schedule: Schedule, outcome: Outcome) -> None:
         calibration_sha256=digest_of(found, split.threshold),
         statistics_shared=split.shared,
         provenance=_provenance(job, schedule, outcome),
-        report={},
     )
     whole = found.paths(split.threshold) if job.fit == "tile" else None
     held_out = found.take(split.threshold)
-    bundle = export_bundle(job.learner, job.out, facts, held_out=held_out, whole_images=whole, refine=job.refine)
+    bundle = export_bundle(
+        job.learner, job.out, facts, held_out=held_out, whole_images=whole, refine=job.refine,
+        report=lambda draft: {FILE: training_page(draft, outcome.curve).encode()},
+    )  # fmt: skip
     print(f"wrote {job.out}, model {bundle.model_id[:12]}, after {outcome.elapsed_s / 60:.1f} min of training")
+    print(f"what it learned, as a page: {job.out / 'report' / FILE}")
     print(
         f"provisional threshold {bundle.calibration.threshold:.4g} from {len(split.threshold)} good images, not "
         f"certified; next: kizu calibrate {job.out} --good DIR --false-rejects RATE --out BUNDLE"

@@ -30,7 +30,7 @@ def test_a_graph_that_is_not_the_demos_builds_at_both_precisions(tmp_path: Path)
     method = StudentTeacher(config, [load_teacher(teacher) for teacher in config.teachers], seed=1)
     method.prepare(frames[:4])
     method.fit_statistics(frames[4:])
-    facts = BundleFacts("duo", "student-teacher", "duo", InputSpec(256, 256, 3, max_batch=16), "0" * 64, True, {}, {})
+    facts = BundleFacts("duo", "student-teacher", "duo", InputSpec(256, 256, 3, max_batch=16), "0" * 64, True, {})
     bundle = export_bundle(method, tmp_path / "duo", facts, held_out=frames[4:])
 
     half = compile_bundle(bundle, targets=["sm89"], precision="fp16", cache=tmp_path / "engines")
