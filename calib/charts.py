@@ -43,7 +43,7 @@ def score_histogram(good: Sequence[float], bad: Sequence[float], threshold: floa
     """Scores of good and bad parts with the threshold between them; `bad` may be empty."""
     shown = [*good, threshold, *([float(np.quantile(bad, _CROWDED))] if bad else [])]
     low, high = min(shown), max(shown)
-    edges = np.linspace(low, high + 0.02 * max(high - low, 1e-9), _BINS + 1)
+    edges = np.linspace(low, high + 0.02 * max(high - low, 1e-9), _BINS + 1).tolist()
     figure, axes = _figure("image score", "parts")
     for scores, color, name in ((good, GOOD, "good"), (bad, BAD, "bad")):
         if scores:

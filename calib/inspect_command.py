@@ -5,7 +5,7 @@ Owns the options, the table and the files; scoring is `collect`, drawing is `edg
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -89,7 +89,7 @@ def image_files(given: Sequence[Path]) -> list[Path]:
 
 def judge(
     bundle: ModelBundle, files: Sequence[Path], backend: str
-) -> Iterator[tuple[Collected, tuple[DefectRegion, ...]]]:
+) -> Generator[tuple[Collected, tuple[DefectRegion, ...]], None, None]:
     """Each file's answer with its regions; a file that cannot be inspected is INCONCLUSIVE."""
     from calib.collect import collect
     from edge.bundle import check_golden

@@ -48,7 +48,7 @@ def heatmap_bgra(
     height, width, step = _shown(frame_size, max_side_px)
     levels = _levels(render_map(_scaled(anomaly_map, step), (height, width)), anomaly_map.scores, threshold)
     colors = np.stack([np.interp(levels, _STOPS, stops) for stops in (_BLUE, _GREEN, _RED, _ALPHA)], axis=-1)
-    return np.rint(colors).astype(np.uint8)
+    return np.asarray(np.rint(colors), np.uint8)
 
 
 def panels(
@@ -73,7 +73,7 @@ def panels(
         colors = heatmap_bgra(anomaly_map, image.shape[:2], threshold, max_side_px=max_side_px)
         alpha = colors[..., 3:].astype(np.float32) / 255
         laid = np.rint(photo * (1 - alpha) + colors[..., 2::-1] * alpha).astype(np.uint8)
-    first, last = photo.copy(), photo.copy()
+    first, last = (np.array(photo, np.uint8) for _ in range(2))
     for region in regions:
         _outline(last, region.mask.to_mask(), _FOUND_RGB)
     if truth is not None:

@@ -218,7 +218,7 @@ class StreamedEngine:
         """(count,) whether a frame has a bit set in its mask."""
         plan = self._plan
         masks = slot.host[plan.masks_at : plan.masks_at + plan.mask * count].reshape(count, plan.mask)
-        return np.any(masks, axis=1)
+        return np.asarray(masks.any(axis=1), np.bool_)
 
     def _fetch_flawed(self, slot: _Slot, count: int, until: float) -> bool:
         """Copy the maps of flawed frames back too; False if that took longer than `until`."""
