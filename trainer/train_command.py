@@ -196,7 +196,8 @@ def _require_joinable(job: _Job) -> None:
     if job.fit == "tile" and not job.learner.local:
         # A tile's own mean, say, differs from its neighbor's: the stitched map would have seams.
         raise CommandError(
-            "--fit tile needs a map whose cells do not depend on the whole picture: use center = none, a metric other "
+            f"--fit tile needs a map whose cells do not depend on the whole picture, and those of {job.learner.name} "
+            "do with these settings; use --fit resize, or drocc, or student-teacher with center = none, a metric other "
             "than placed, no auto-encoder, and one scale or --set pad=zero with one stride"
         )
     tiling_of(_input_spec(job, 1), job.learner.map_geometry(job.config.size_px, job.config.size_px))
