@@ -82,7 +82,7 @@ def train(
     from trainer.presets import choose_preset
     from trainer.refine import RefineRequest
 
-    config = _configure(choose_preset(method, preset), settings or [], teacher, size, photographs)
+    config = _configure(method, choose_preset(method, preset), settings or [], teacher, size, photographs)
     chosen_aspect = _require_options(aspect, device, out, minutes, steps)
     chosen_fit = _require_fit(fit, chosen_aspect)
     chosen_refine = None if refine is None else RefineRequest.parse(refine)
@@ -138,6 +138,7 @@ def _wait_politely() -> None:
 
 
 def _configure(
+    method: str,
     config: MethodConfig,
     settings: list[str],
     teacher: str | None,
@@ -146,8 +147,16 @@ def _configure(
 ) -> MethodConfig:
     from trainer.config import override
 
-    shorthand = {"teachers": teacher, "size_px": size, "photographs": photographs}
-    return override(config, [*settings, *(f"{key}={value}" for key, value in shorthand.items() if value is not None)])
+    shorthand = {
+        "teachers": ("--teacher", teacher),
+        "size_px": ("--size", size),
+        "photographs": ("--photographs", photographs),
+    }
+    given = {key: (option, value) for key, (option, value) in shorthand.items() if value is not None}
+    for key, (option, value) in given.items():
+        if not hasattr(config, key):
+            raise CommandError(f"{option} {value}: {method} has no use for it; leave it out, or choose another method")
+    return override(config, [*settings, *(f"{key}={value}" for key, (_, value) in given.items())])
 
 
 def _require_options(aspect: str, device: str, out: Path, minutes: float | None, steps: int | None) -> Aspect:
@@ -235,7 +244,8 @@ def _print_data(found: TrainingSet, split: Split) -> None:
 
 def _learn(job: _Job, *, steps: int | None, minutes: float | None, resume: bool) -> tuple[Schedule, Outcome]:
     """Train; the returned schedule says how many steps `--minutes` came to."""
-    from trainer.loop import Outcome, TerminalReporter, checkpoint_progress, plan_steps, run_training, stop_on_signals
+    from trainer.loop import Outcome, checkpoint_progress, plan_steps, run_training
+    from trainer.progress import TerminalReporter, stop_on_signals
 
     checkpoint = checkpoint_path(job.out)
     frames = job.found.take(job.split.train)
@@ -351,9 +361,20 @@ def _provenance(job: _Job, schedule: Schedule, outcome: Outcome) -> dict[str, An
             "steps": outcome.steps,
             "seconds": round(outcome.elapsed_s, 1),
             "curve": [[point.step, point.loss, point.held_out_loss] for point in outcome.curve],
+            **_only_some_have(outcome),
         },
         "versions": versions(),
     }
+
+
+def _only_some_have(outcome: Outcome) -> dict[str, Any]:
+    """The terms of a loss that has several, and the step whose weights were kept where patience chose one."""
+    found: dict[str, Any] = {}
+    if any(point.terms for point in outcome.curve):
+        found["terms"] = [point.terms for point in outcome.curve]
+    if outcome.best_step is not None:
+        found["best_step"] = outcome.best_step
+    return found
 
 
 def versions() -> dict[str, str]:

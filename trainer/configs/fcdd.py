@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from edge.errors import CommandError
-from trainer.config import Decay, Schedule
+from trainer.config import Decay, Schedule, schedule_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class FcddConfig:
     learning_rate: float = 1e-3  # [I]
     weight_decay: float = 1e-4  # [I]
     decay: Decay = "cosine"  # [C]; [I]: x 0.985 an epoch
+    patience: int = 0
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.sigma) and self.sigma > 0):
@@ -65,14 +66,7 @@ class FcddConfig:
 
     def schedule(self, images: int) -> Schedule:
         """The schedule for a training set of ``images``."""
-        steps = math.ceil(self.epochs * images / self.batch_size)
-        return Schedule(
-            steps=min(max(steps, self.min_steps), self.max_steps),
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            decay=self.decay,
-        )
+        return schedule_of(self, images)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form for checkpoints and provenance."""
