@@ -48,8 +48,8 @@ class LrdanSpec:
             )
         if self.grid << self.stages != self.side or self.stages < 2:
             raise CommandError(
-                f"size_px = {self.side}: the networks halve an image until {self.grid} x {self.grid} cells are left, at "
-                f"least twice; give {self.grid} times a power of two, such as {self.grid * self._power()}"
+                f"size_px = {self.side}: the networks halve an image until {self.grid} x {self.grid} cells are left, "
+                f"at least twice; give {self.grid} times a power of two, such as {self.grid * self._power()}"
             )
 
     @property

@@ -1,7 +1,7 @@
 """The five losses of LRDAN, and which network minimizes which of them.
 
-"Anomaly Detection by One Class Latent Regularized Networks", arXiv 2002.01607.  Owns the formulas and the turns.  Leaves
-the networks to ``lrdan_nets``, the optimizers to ``loop``.
+"Anomaly Detection by One Class Latent Regularized Networks", arXiv 2002.01607.  Owns the formulas and the terms of each
+turn.  Leaves the networks to ``lrdan_nets``, the optimizers to ``loop``.
 
     L = w_i |x - G(x)|_1 + w_a L_adv + w_z |G_e(x) - G_e'(x')|_2 + w_c |G_e(x) - c|^2 + w_d L_dual,     x' = G(x)
     L_adv = min over G, max over D of  log D(x) + log(1 - D(x'));      L_dual = |x - D'(x)|_1 - k |x' - D'(x')|_1
@@ -30,7 +30,7 @@ Scheme = Literal["turns", "joint"]
 paper's sum reads: G is then paid for being hard to reconstruct."""
 
 CENTER_MARGIN = 0.1
-"""No entry of the center is nearer to zero (Ruff et al., "Deep One-Class Classification", ICML 2018, the authors' code)."""
+"""No entry of the center is nearer to zero (Deep SVDD: Ruff et al., ICML 2018, the authors' code)."""
 
 DUAL_MEMORY = 50
 """Steps over which the two halves of the dual loss are followed."""
@@ -59,16 +59,15 @@ class Weights:
                 raise CommandError(f"the weight {name} must be a number of at least 0, got {value}")
         if self.k >= 1:
             raise CommandError(
-                f"k = {self.k}: from 1 on the auxiliary auto-encoder gains by reconstructing nothing, since a generated "
-                "image it spoils counts for more than a real one; give k below 1 (paper: 0.4)"
+                f"k = {self.k}: from 1 on the auxiliary auto-encoder gains by reconstructing nothing, since a spoiled "
+                "generated image counts for more than a real one; give k below 1 (paper: 0.4)"
             )
         if self.image == 0:
             raise CommandError("w_i = 0: the generator would not learn to reconstruct anything")
 
-
     def warming_up(self) -> Weights:
-        """What counts for the auto-encoders before there is a center: that they reconstruct."""
-        return replace(self, adversarial=0.0, latent=0.0, center=0.0, rival=0.0, k=0.0)
+        """What counts for the auto-encoders before there is a center: that they reconstruct, alike."""
+        return replace(self, adversarial=0.0, center=0.0, rival=0.0, k=0.0)
 
 
 Terms = dict[str, Tensor]

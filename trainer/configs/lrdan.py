@@ -6,7 +6,6 @@ Owns what can be set and why each default is what it is.  [S] is the paper by wa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType

@@ -12,6 +12,7 @@ The paper is known here by its formulas alone; docs/methods/lrdan.md lists what 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,13 @@ from torch import Tensor, nn
 from edge.bundle import MapGeometry
 from edge.errors import CommandError, DataError, TrainingError
 from trainer.configs.lrdan import LrdanConfig
-from trainer.lrdan_graph import LrdanGraph, Pooling, differences
+from trainer.lrdan_graph import LrdanGraph, differences
 from trainer.lrdan_nets import LrdanNets, to_signed
 from trainer.lrdan_objective import Look, Objective, Terms, latent_center
 from trainer.method import Batch, Frames, Losses, Turn
+
+_Part = tuple[str, tuple[nn.Module, ...], Callable[[Batch], Losses]]
+"""A turn's name, the networks that learn in it, and its terms."""
 
 _CHUNK = 16
 COLLAPSED = 1e-6
@@ -56,7 +60,7 @@ class Lrdan:
         return False
 
     def prepare(self, frames: Frames) -> None:
-        """Keep the training images, from which the center is computed when the warm-up ends.
+        """Keep the training images, of which the center is computed when the warm-up ends.
 
         Raises:
             DataError: the images are constant, or of another size than the networks.
@@ -75,15 +79,147 @@ class Lrdan:
         self._frames, self._blank = frames, blank_error(frames)
 
     def turns(self) -> tuple[Turn, ...]:
-        """D, then D', then G; in the scheme ``joint`` D, then both auto-encoders.  Turns without a term are left out."""
+        """D, then D', then G; with scheme ``joint`` D, then both auto-encoders.  A turn without a term is left out."""
         config, nets = self.config, self.nets
-        judge = (nets.discriminator, "discriminator", self._discriminator_terms)
+        parts: list[_Part] = []
+        if config.w_a:
+            parts.append(("discriminator", (nets.discriminator,), self._discriminator_terms))
+        # Without the dual loss nothing teaches the auxiliary decoder; without the latent one, nothing its encoder.
+        auxiliary = (nets.auxiliary,) if config.w_d else (nets.auxiliary.encoder,) if config.w_z else ()
         if config.scheme == "joint":
-            pair = nn.ModuleList([nets.auxiliary, nets.generator] if config.w_d else [nets.generator])
-            return self._turns([judge] if config.w_a else [], (pair, "autoencoders", self._joint_terms))
-        helpers = [judge] if config.w_a else []
-        if config.w_d:
-            helpers.append((nets.auxiliary, "auxiliary", self._auxiliary_terms))
-        elif config.w_z:
-            helpers.append((nets.auxiliary.encoder, "auxiliary", self._auxiliary_terms))
-        return self._turns(helpers, (nets.generator, "generator", self._generator_terms))
+            parts.append(("autoencoders", (*auxiliary, nets.generator), self._joint_terms))
+        else:
+            if auxiliary:
+                parts.append(("auxiliary", auxiliary, self._auxiliary_terms))
+            parts.append(("generator", (nets.generator,), self._generator_terms))
+        return tuple(
+            Turn(name, tuple(p for net in learning for p in net.parameters()), terms, betas=(config.beta1, 0.999))
+            for name, learning, terms in parts
+        )
+
+    @torch.no_grad()
+    def loss(self, batch: Batch) -> Losses:
+        """How far images are from what they are compared with, before normalization: what a good part should be near.
+
+        It decides nothing unless the schedule has patience; ``turns`` are what is trained.
+        """
+        return self._differences(batch.frames.to(self.device)).mean()
+
+    @torch.no_grad()
+    def fit_statistics(self, frames: Frames) -> None:
+        """Fit mean and deviation of the map over all places of held-out good images (n, h, w, C).
+
+        Raises:
+            TrainingError: the map is the same everywhere.
+        """
+        values = np.concatenate([self._differences(part).cpu().numpy().ravel() for part in self._parts(frames)])
+        mu, sigma = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+        if not (math.isfinite(mu) and sigma > COLLAPSED):
+            raise TrainingError(
+                f"what held-out good images leave has mean {mu:.4g} and deviation {sigma:.3g}: that is no map; "
+                "train longer, or at a lower learning rate"
+            )
+        self.statistics = {"mu": mu, "sigma": sigma}
+
+    def deployed(self, channels: int, *, stride: int | None = None) -> nn.Module:
+        """The graph contract as a module on the CPU: uint8 (N, h, w, channels) -> maps (N, h, w), scores (N,).
+
+        Raises:
+            CommandError: ``stride`` is not 1.
+            TrainingError: the networks were trained for another number of channels.
+        """
+        _require_every_pixel(stride)
+        if channels != self.nets.spec.channels:
+            raise TrainingError(f"trained on {self.nets.spec.channels} channels, asked for a graph of {channels}")
+        nets = LrdanNets(self.nets.spec, self.seed)
+        nets.load_state_dict({name: tensor.detach().cpu() for name, tensor in self.nets.state_dict().items()})
+        mu, sigma = self.statistics["mu"], self.statistics["sigma"]
+        graph = LrdanGraph(nets, self.config.score, self.config.pool, shift=mu, scale=1 / sigma)
+        return graph.eval().requires_grad_(False)
+
+    def map_geometry(self, height_px: int, width_px: int, *, stride: int | None = None) -> MapGeometry:
+        """A cell for every pixel."""
+        _require_every_pixel(stride)
+        return MapGeometry(
+            height=height_px, width=width_px, stride=1.0, offset_y=0.0, offset_x=0.0,
+            reduction="mean" if self.config.pool == "mean" else "top-q",
+        )  # fmt: skip
+
+    def describe(self) -> dict[str, Any]:
+        """The fitted statistics, the two halves of the dual loss at the end, and the error of a single color."""
+        missed, spoiled = (round(value, 6) for value in self.nets.dual_errors.tolist())
+        return {
+            "statistics": dict(self.statistics),
+            "warmed_up": int(self.nets.seen) > self.config.warmup_steps,
+            "dual_errors": {"good": missed, "generated": spoiled, "single_color": self._blank},
+        }
+
+    def _build(self, channels: int) -> None:
+        self.nets = LrdanNets(self.config.spec(channels), self.seed).to(self.device)
+
+    def _discriminator_terms(self, batch: Batch) -> Losses:
+        # From the first step on: a judge that has never seen anything would mislead the generator later.
+        return Objective(self.config.weights).discriminator(self.nets, self._look(batch))
+
+    def _auxiliary_terms(self, batch: Batch) -> Losses:
+        look = self._look(batch)
+        return self._objective().auxiliary(self.nets, look)
+
+    def _generator_terms(self, batch: Batch) -> Losses:
+        return self._last(self._objective().generator(self.nets, self._look(batch)))
+
+    def _joint_terms(self, batch: Batch) -> Losses:
+        return self._last(self._objective().joint(self.nets, self._look(batch)))
+
+    def _last(self, terms: Terms) -> Terms:
+        """``terms`` of a step's last turn, after which the step counts as taken."""
+        self._looked = None
+        self.nets.seen += 1
+        return terms
+
+    def _look(self, batch: Batch) -> Look:
+        """G's answers to the step's images, computed once: G does not change before its own turn, the last one."""
+        if self._looked is None or self._looked[0] is not batch:
+            if int(self.nets.seen) == self.config.warmup_steps:
+                self._fix_center()
+            self._looked = batch, Look.at(self.nets, to_signed(batch.frames.to(self.device)))
+        return self._looked[1]
+
+    def _objective(self) -> Objective:
+        """The loss of this step: during the warm-up, reconstruction alone."""
+        weights = self.config.weights
+        if int(self.nets.seen) < self.config.warmup_steps:
+            weights = weights.warming_up()
+        return Objective(weights, self.config.norms, self._blank)
+
+    @torch.no_grad()
+    def _fix_center(self) -> None:
+        """c from all training images, by the generator's encoder as it is now (Ruff et al. 2018)."""
+        assert self._frames is not None, "`prepare` comes before training"
+        encoder = self.nets.generator.encoder
+        latents = torch.cat([encoder(to_signed(part)) for part in self._parts(self._frames)])
+        self.nets.center.copy_(latent_center(latents))
+
+    def _differences(self, frames: Tensor) -> Tensor:
+        return differences(self.nets, self.config.score, frames)
+
+    def _parts(self, frames: Frames) -> list[Tensor]:
+        """``frames`` in chunks on the device: eight stages of 256 px take a while and much memory for a whole set."""
+        return [
+            torch.from_numpy(np.ascontiguousarray(frames[start : start + _CHUNK])).to(self.device)
+            for start in range(0, len(frames), _CHUNK)
+        ]
+
+
+def blank_error(frames: Frames) -> float:
+    """Mean |x - m| in the units of -1 to 1, where m is the mean color of all images (n, h, w, C)."""
+    mean = np.stack([frame.mean((0, 1), dtype=np.float64) for frame in frames]).mean(0)
+    return float(np.mean([np.abs(frame - mean).mean() for frame in frames]) / 127.5)
+
+
+def _require_every_pixel(stride: int | None) -> None:
+    if stride not in (None, 1):
+        raise CommandError(
+            f"this model cannot be evaluated every {stride} px: an auto-encoder answers all pixels or none; leave "
+            "--refine out, or choose a method of patches"
+        )
