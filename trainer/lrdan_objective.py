@@ -38,7 +38,10 @@ DUAL_MEMORY = 50
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The paper's weights and k; ``rival`` is our w_g, by which G also minimizes |x' - D'(x')|_1 (ADAE: k w_d).
+    """The paper's weights and k.
+
+    ``rival`` is our w_g, by which G also minimizes |x' - D'(x')|_1 (ADAE: k w_d); ``cap`` our bound of what a generated
+    image counts in the dual loss, an element.
 
     Raises:
         CommandError: a weight is negative or no number, or k is not below 1.
@@ -51,12 +54,15 @@ class Weights:
     dual: float = 1.0
     rival: float = 0.0
     k: float = 0.4
+    cap: float = math.inf
 
     def __post_init__(self) -> None:
         for name in ("image", "adversarial", "latent", "center", "dual", "rival", "k"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise CommandError(f"the weight {name} must be a number of at least 0, got {value}")
+        if not self.cap > 0:
+            raise CommandError(f"the dual loss's cap must be above 0, got {self.cap}; w_d = 0 switches the loss off")
         if self.k >= 1:
             raise CommandError(
                 f"k = {self.k}: from 1 on the auxiliary auto-encoder gains by reconstructing nothing, since a spoiled "
@@ -76,13 +82,12 @@ Terms = dict[str, Tensor]
 
 def image_error(images: Tensor, answers: Tensor, norms: Norms = "mean") -> Tensor:
     """E |x - y|_1 over images (N, C, h, w), a scalar."""
-    each = (images - answers).abs().flatten(1)
-    return (each.mean(1) if norms == "mean" else each.sum(1)).mean()
+    return _each_error(images, answers, norms).mean()
 
 
 def latent_error(latents: Tensor, others: Tensor, norms: Norms = "mean") -> Tensor:
     """E |z - z'|_2 over latents (N, ...), a scalar; its gradient at z = z' is 0, not NaN."""
-    squares = (latents - others).flatten(1).square()
+    squares = (latents.float() - others.float()).flatten(1).square()
     total = squares.mean(1) if norms == "mean" else squares.sum(1)
     # sqrt has an infinite slope at 0: equal latents would give 0 * inf.
     return torch.where(total > 0, total, 1.0).sqrt().mul((total > 0).float()).mean()
@@ -90,25 +95,42 @@ def latent_error(latents: Tensor, others: Tensor, norms: Norms = "mean") -> Tens
 
 def center_distance(latents: Tensor, center: Tensor, norms: Norms = "mean") -> Tensor:
     """1/n sum |z_i - c|^2 over latents (N, ...), a scalar."""
-    squares = (latents - center).flatten(1).square()
+    squares = (latents.float() - center).flatten(1).square()
     return (squares.mean(1) if norms == "mean" else squares.sum(1)).mean()
 
 
 def dual_error(
-    images: Tensor, answers: Tensor, made: Tensor, made_answers: Tensor, k: float, norms: Norms = "mean"
+    images: Tensor,
+    answers: Tensor,
+    made: Tensor,
+    made_answers: Tensor,
+    k: float,
+    norms: Norms = "mean",
+    cap: float = math.inf,
 ) -> Tensor:
-    """|x - D'(x)|_1 - k |x' - D'(x')|_1, a scalar that may be negative."""
-    return image_error(images, answers, norms) - k * image_error(made, made_answers, norms)
+    """|x - D'(x)|_1 - k |x' - D'(x')|_1, a scalar that may be negative.
+
+    A generated image missed by more than ``cap`` an element counts as missed by that, and pushes no further.
+    """
+    elements = 1 if norms == "mean" else made[0].numel()
+    spoiled = _each_error(made, made_answers, norms).clamp(max=cap * elements)
+    return image_error(images, answers, norms) - k * spoiled.mean()
+
+
+def _each_error(images: Tensor, answers: Tensor, norms: Norms) -> Tensor:
+    """|x - y|_1 of each image (N,), in float32 whatever the networks computed in."""
+    each = (images.float() - answers.float()).abs().flatten(1)
+    return each.mean(1) if norms == "mean" else each.sum(1)
 
 
 def judge_loss(real: Tensor, made: Tensor) -> Tensor:
     """What D minimizes: -E log D(x) - E log(1 - D(x')) from logits (N,)."""
-    return F.softplus(-real).mean() + F.softplus(made).mean()
+    return F.softplus(-real.float()).mean() + F.softplus(made.float()).mean()
 
 
 def fool_loss(made: Tensor) -> Tensor:
     """What G minimizes: -E log D(x') from logits (N,), the form that does not saturate."""
-    return F.softplus(-made).mean()
+    return F.softplus(-made.float()).mean()
 
 
 def latent_center(latents: Tensor) -> Tensor:
@@ -194,7 +216,9 @@ class Objective:
             both = nets.auxiliary.encoder(torch.cat([look.images, look.made]))
             real, made = nets.auxiliary.decoder(both).chunk(2)
             require_bounded(nets, look, real, made, self.blank)
-            terms["dual"] = weights.dual * dual_error(look.images, real, look.made, made, weights.k, self.norms)
+            terms["dual"] = weights.dual * dual_error(
+                look.images, real, look.made, made, weights.k, self.norms, weights.cap
+            )
             others = both.chunk(2)[1]
         elif weights.latent:
             others = nets.auxiliary.encoder(look.made)

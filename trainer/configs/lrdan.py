@@ -6,10 +6,11 @@ Owns what can be set and why each default is what it is.  [S] is the paper by wa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from edge.errors import CommandError
 from trainer.config import Decay, Schedule, schedule_of
@@ -27,8 +28,9 @@ class LrdanConfig:
 
     The losses: ``w_i`` (image), ``w_a`` (adversarial), ``w_z`` (latent), ``w_c`` (center), ``w_d`` (dual) and ``k`` are
     the paper's; ``norms`` says whether a norm is per element or as written.  ``scheme`` says who minimizes what, and
-    ``w_g`` lets the generator also minimize |x' - D'(x')|_1 (ADAE: w_d k).  For ``warmup_steps`` both auto-encoders
-    learn to reconstruct and nothing else; then the center is fixed.
+    ``w_g`` lets the generator also minimize |x' - D'(x')|_1 (ADAE: w_d k).  A generated image that is missed by
+    ``dual_cap`` an element (of 2 at most) counts as no worse; see docs/methods/lrdan.md for what happens without.  For
+    ``warmup_steps`` both auto-encoders learn to reconstruct and nothing else; then the center is fixed.
 
     The score: ``score`` says what an image is compared with (see ``lrdan_graph``); ``pool`` whether an image's score is
     the mean of its map or of the map's largest ``share``.
@@ -49,6 +51,7 @@ class LrdanConfig:
     w_d: float = 1.0  # [S]
     w_g: float = 0.0  # [C]
     k: float = 0.4  # [S]
+    dual_cap: float | None = 0.5  # [C]; None: the formula as it stands
     norms: Norms = "mean"  # [C]
     scheme: Scheme = "turns"  # [C]
     warmup_steps: int = 100  # [C]
@@ -64,6 +67,7 @@ class LrdanConfig:
     weight_decay: float = 0.0  # [C]
     decay: Decay = "constant"  # [C]
     patience: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
         self.spec(1)
@@ -88,7 +92,8 @@ class LrdanConfig:
     @property
     def weights(self) -> Weights:
         """The losses' weights."""
-        return Weights(self.w_i, self.w_a, self.w_z, self.w_c, self.w_d, self.w_g, self.k)
+        cap = math.inf if self.dual_cap is None else self.dual_cap
+        return Weights(self.w_i, self.w_a, self.w_z, self.w_c, self.w_d, self.w_g, self.k, cap)
 
     def schedule(self, images: int) -> Schedule:
         """The schedule for a training set of ``images``."""

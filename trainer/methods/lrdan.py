@@ -161,17 +161,26 @@ class Lrdan:
 
     def _discriminator_terms(self, batch: Batch) -> Losses:
         # From the first step on: a judge that has never seen anything would mislead the generator later.
-        return Objective(self.config.weights).discriminator(self.nets, self._look(batch))
+        with self._autocast():
+            return Objective(self.config.weights).discriminator(self.nets, self._look(batch))
 
     def _auxiliary_terms(self, batch: Batch) -> Losses:
-        look = self._look(batch)
-        return self._objective().auxiliary(self.nets, look)
+        with self._autocast():
+            look = self._look(batch)
+            return self._objective().auxiliary(self.nets, look)
 
     def _generator_terms(self, batch: Batch) -> Losses:
-        return self._last(self._objective().generator(self.nets, self._look(batch)))
+        with self._autocast():
+            look = self._look(batch)
+            return self._last(self._objective().generator(self.nets, look))
 
     def _joint_terms(self, batch: Batch) -> Losses:
-        return self._last(self._objective().joint(self.nets, self._look(batch)))
+        with self._autocast():
+            look = self._look(batch)
+            return self._last(self._objective().joint(self.nets, look))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.config.precision == "bf16")
 
     def _last(self, terms: Terms) -> Terms:
         """``terms`` of a step's last turn, after which the step counts as taken."""
@@ -199,7 +208,8 @@ class Lrdan:
         """c from all training images, by the generator's encoder as it is now (Ruff et al. 2018)."""
         assert self._frames is not None, "`prepare` comes before training"
         encoder = self.nets.generator.encoder
-        latents = torch.cat([encoder(to_signed(part)) for part in self._parts(self._frames)])
+        with torch.autocast(self.device, enabled=False):
+            latents = torch.cat([encoder(to_signed(part)) for part in self._parts(self._frames)])
         self.nets.center.copy_(latent_center(latents))
 
     def _differences(self, frames: Tensor) -> Tensor:
