@@ -45,6 +45,9 @@ BORDER = 2
 HELD_OUT = 200
 SCORES: tuple[Score, ...] = ("a1", "a2", "a3")
 
+Found = dict[str, dict[str, list[dict[str, float]]]]
+"""Row of the ablation -> class -> one answer a seed."""
+
 WITHOUT = {
     "irec+adv": {"w_z": 0.0, "w_c": 0.0, "w_d": 0.0},
     "+zrec": {"w_c": 0.0, "w_d": 0.0},
@@ -74,7 +77,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     train, labels, names = images(options.data, "train")
     test, test_labels, _ = images(options.data, "test")
-    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    found: Found = {}
     started = time.monotonic()
     for name in names if options.classes == "0..9" else options.classes.split(","):
         own = names.index(name)
@@ -91,7 +94,7 @@ def main() -> None:
                 print(f"lrdan: {name} seed {seed} {row} {answer}", file=sys.stderr, flush=True)
     print(json.dumps({
         "benchmark": f"lrdan {options.data} one-vs-rest", "rows": found, "means": means(found),
-        "claimed": {name: {"table 1": CLAIMED.get(name), "plot": CLAIMED_ALL[name]} for name in next(iter(found.values()))},
+        "claimed": claimed(found),
         "judged_by": "training images not learned from" if options.validate else "test images",
         "judged_images": options.test, "train_images": options.train, "config": config_of("+dual", options).to_json(),
         "steps": options.steps, "seeds": options.seeds, "seconds": round(time.monotonic() - started),
@@ -153,7 +156,12 @@ def auroc(method: Lrdan, score: Score, frames: Frames, bad: NDArray[np.bool_]) -
     return round(image_auroc(answers[~bad].tolist(), answers[bad].tolist()), 4)
 
 
-def means(found: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, dict[str, float]]:
+def claimed(found: Found) -> dict[str, dict[str, Any]]:
+    """What the paper says of the classes that were run."""
+    return {name: {"table 1": CLAIMED.get(name), "plot": CLAIMED_ALL[name]} for name in next(iter(found.values()))}
+
+
+def means(found: Found) -> dict[str, dict[str, float]]:
     """Each row's and score's mean over classes and seeds."""
     table: dict[str, dict[str, float]] = {}
     for row, classes in found.items():
