@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from edge.errors import CommandError
 from trainer.config import STUDENT_TEACHER, MethodConfig
-from trainer.configs import conad, drocc, fcdd
+from trainer.configs import conad, drocc, fcdd, lrdan
 
 PRESETS: Mapping[str, Mapping[str, MethodConfig]] = MappingProxyType(
     {
@@ -16,6 +16,7 @@ PRESETS: Mapping[str, Mapping[str, MethodConfig]] = MappingProxyType(
         "drocc-lf": drocc.PRESETS,
         "fcdd": fcdd.PRESETS,
         "conad": conad.PRESETS,
+        "lrdan": lrdan.PRESETS,
     }
 )
 """Method name -> preset name -> configuration; the first preset of a method is its recommended one."""

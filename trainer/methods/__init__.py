@@ -9,6 +9,7 @@ from trainer.method import Maker
 from trainer.methods.conad import Conad
 from trainer.methods.drocc import Drocc, DroccLf
 from trainer.methods.fcdd import Fcdd
+from trainer.methods.lrdan import Lrdan
 from trainer.methods.student_teacher import StudentTeacher, with_its_teachers
 
 METHODS: Mapping[str, Maker] = MappingProxyType(
@@ -18,5 +19,6 @@ METHODS: Mapping[str, Maker] = MappingProxyType(
         DroccLf.name: DroccLf,
         Fcdd.name: Fcdd,
         Conad.name: Conad,
+        Lrdan.name: Lrdan,
     }
 )
