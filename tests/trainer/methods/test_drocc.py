@@ -204,7 +204,7 @@ def test_a_folder_of_bad_parts_that_teaches_nothing_is_refused(bad_folder: Path,
 
 def test_bad_parts_go_to_the_method_that_uses_them() -> None:
     """drocc-lf without a folder and drocc with one are both misunderstandings."""
-    with pytest.raises(CommandError, match="bad=DIR"):
+    with pytest.raises(CommandError, match="--bad DIR"):
         DroccLf(TINY, seed=1)
     with pytest.raises(CommandError, match="train drocc-lf"):
         Drocc(replace(TINY, bad="somewhere"), seed=1)
