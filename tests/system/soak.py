@@ -90,7 +90,7 @@ def verdicts(url: str) -> int:
 
 
 class Load:
-    """Cameras that never pause and a registered subscriber, in threads of this process, which is not what is measured."""
+    """Cameras that never pause and a registered subscriber, in threads of this process, which is not measured."""
 
     def __init__(self, ready: Mapping[str, Any], photos: Sequence[Photo]) -> None:
         self.errors: list[str] = []
