@@ -242,6 +242,12 @@ def serve(
             return fresh
 
         metrics.set_model(bundle.model_id, bundle.manifest, stages.decide.calibration.certified)
+
+        def linked(camera: str, connected: bool) -> None:
+            metrics.set_connected(camera, connected)
+            tell = log.info if connected else log.warning
+            tell("camera connected" if connected else "camera lost", camera=camera)
+
         with _named(where, "frames_address"):
             source = ZeroMqSource(
                 config.frames_address,
@@ -252,6 +258,7 @@ def serve(
                 acked_through=event_log.acked_through,
                 on_refused=metrics.refuse,
                 on_duplicate=metrics.duplicate,
+                on_link=linked,
                 limits=FrameLimits(
                     max_pixels=config.limits.max_pixels, max_payload_bytes=config.limits.max_payload_bytes
                 ),

@@ -232,6 +232,12 @@ class Metrics:
             ["camera"],
             registry=registry,
         )
+        self._connected = Gauge(
+            "kizu_camera_connected",
+            "1 while the camera is connected and has said hello; noticed within 3 s where its network is cut.",
+            ["camera"],
+            registry=registry,
+        )
         self._discarded = Counter(
             "kizu_results_discarded",
             "Engine results that came after their frame was late or displaced; the verdict stood.",
@@ -247,6 +253,7 @@ class Metrics:
         for camera in cameras:
             self._duplicates.labels(camera)
             self._discarded.labels(camera)
+            self._connected.labels(camera)
             self._evidence.labels(camera)
         for queue in QUEUES:
             self._depth.labels(queue)
@@ -271,6 +278,10 @@ class Metrics:
     def set_evidence(self, camera: str, evidence: float) -> None:
         """Note how far a camera's watch is, 0 to 1."""
         self._evidence.labels(camera).set(evidence)
+
+    def set_connected(self, camera: str, connected: bool) -> None:
+        """Note that a camera came or went."""
+        self._connected.labels(camera).set(connected)
 
     def discard(self, camera: str) -> None:
         """Count a result that came after its frame's verdict."""

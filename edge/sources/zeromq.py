@@ -66,8 +66,9 @@ class ZeroMqSource:
 
     `cameras` are the admitted names (None: any, at most 64); `window` is how many frames a camera may have
     unacknowledged. `known` and `acked_through` ask the event log, and are called only at a HELLO of an epoch that this
-    source does not hold. `on_refused` gets one word of `wire.REFUSALS`, `on_duplicate` the camera's name. With `keys`
-    every connection is encrypted, a `Doorkeeper` of `context` admits it, and a camera speaks only in its key's name.
+    source does not hold. `on_refused` gets one word of `wire.REFUSALS`, `on_duplicate` the camera's name, `on_link` the
+    camera's name and whether it is connected, whenever that changed. With `keys` every connection is encrypted, a
+    `Doorkeeper` of `context` admits it, and a camera speaks only in its key's name.
 
     Raises:
         ConfigError: the address cannot be used.
@@ -84,6 +85,7 @@ class ZeroMqSource:
         acked_through: Callable[[str, int], int] | None = None,
         on_refused: Callable[[str], None] | None = None,
         on_duplicate: Callable[[str], None] | None = None,
+        on_link: Callable[[str, bool], None] | None = None,
         limits: FrameLimits | None = None,
         plain_off_host: bool = False,
         context: sockets.Context | None = None,
@@ -106,6 +108,7 @@ class ZeroMqSource:
         self._log_mark = acked_through or (lambda camera, epoch: -1)
         self._on_refused = on_refused or (lambda reason: None)
         self._on_duplicate = on_duplicate or (lambda camera: None)
+        self._on_link = on_link or (lambda camera, connected: None)
         self._limits = limits or FrameLimits()
         self._keyed = keys is not None
         self._cameras: dict[str, _Camera] = {}
@@ -281,8 +284,11 @@ class ZeroMqSource:
         camera = self._cameras.get(hello.camera)
         if camera is None or camera.epoch != hello.epoch:
             self.superseded += camera is not None
-            camera = self._remember(hello, peer)
+            peer_before = None if camera is None else camera.peer
+            camera = self._remember(hello, peer_before)
             self._cameras[hello.camera] = camera
+        if camera.peer is None:
+            self._on_link(camera.name, True)
         camera.peer = peer
         camera.ring = self._open_ring(hello)
         self._send_credit(camera)
@@ -297,7 +303,7 @@ class ZeroMqSource:
         except ImageRefused:
             return None
 
-    def _remember(self, hello: Hello, peer: bytes) -> _Camera:
+    def _remember(self, hello: Hello, peer: bytes | None) -> _Camera:
         """Start from what the log knows, which after a restart of the daemon is more than nothing."""
         mark = self._log_mark(hello.camera, hello.epoch)
         ahead = range(mark + 2, mark + 1 + self._window)
@@ -365,6 +371,7 @@ class ZeroMqSource:
         state = CreditState(wire.WIRE_VERSION, camera.name, camera.epoch, camera.acked_through, also, self._window)
         if not self._send(camera.peer, state):
             camera.peer = None
+            self._on_link(camera.name, False)
 
     def _send(self, peer: bytes, state: CreditState) -> bool:
         """Send one state; False if the peer is gone. A full peer misses this one and is healed by the next."""

@@ -1,6 +1,6 @@
 """A daemon in a process of its own, for the kill tests; with `--plant ORDER` one whose log works in a wrong order.
 
-    python line_daemon.py CONFIG.toml [--plant publish-first|ack-first|goes-on] [--stop-at N]
+    python line_daemon.py CONFIG.toml [--plant publish-first|ack-first|goes-on|deaf] [--stop-at N]
 
 `--stop-at N` makes its log's writer stand still at its N-th group: in the right order between the commit and what is
 told about it, in a wrong one between what is told and the commit. The file `between` beside the configuration says so.
@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from edge import daemon
+from edge import daemon, sockets
 from edge.config import load_config
 from edge.errors import KizuError
 from edge.sinks import event_log
@@ -65,9 +65,11 @@ class GoesOn(EventLog):
             return [item.event for item in items]
 
 
-KINDS: dict[str, type[EventLog]] = {"": RightOrder, "goes-on": GoesOn}
+KINDS: dict[str, type[EventLog]] = {"": RightOrder, "goes-on": GoesOn, "deaf": RightOrder}
 
 if __name__ == "__main__":
+    if PLANTED == "deaf":  # no heartbeats: a cut network is not noticed
+        sockets.HEARTBEAT_IVL_MS = 0  # type: ignore[misc]
     event_log.EventLog = KINDS.get(PLANTED, ToldFirst)  # type: ignore[misc]
     daemon.configure_logging()
     stop = daemon.StopRequest()
