@@ -205,6 +205,7 @@ def serve(
                 on_bound=lambda made: door.watch(made, "events"),
             )
         opened.callback(publisher.close)
+        door.when_removed("subscribe", publisher.renew)
         replay: ReplayServer | None = None
         if config.replay_address is not None:
             with _named(where, "replay_address"):
@@ -217,6 +218,7 @@ def serve(
                     context=context,
                     keys=keys,
                     on_bound=lambda made: door.watch(made, "replay"),
+                    stands=lambda owner: door.stands(owner, "replay"),
                 )
             opened.callback(replay.close)
 
@@ -266,6 +268,7 @@ def serve(
                 context=context,
                 keys=keys,
                 on_bound=lambda made: door.watch(made, "frames"),
+                stands=lambda owner: door.stands(owner, "camera"),
             )
         pipeline = Pipeline(
             source=source,

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import socket as posix
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import zmq
@@ -35,6 +36,8 @@ _CONNECT_TIMEOUT_MS: Final = 500
 SMALL_MESSAGE_BYTES: Final = 256 * 1024
 # Where libzmq asks whether a peer may come in: https://rfc.zeromq.org/spec/27/
 ZAP_ADDRESS: Final = "inproc://zeromq.zap.01"
+# What the doorkeeper's answer adds to each message of a connection, beside the name: two keys may bear one name.
+KEY_PROPERTY: Final = "X-Kizu-Key"
 _DOOR_EVENTS: Final = (
     zmq.EVENT_ACCEPTED
     | zmq.EVENT_ACCEPT_FAILED
@@ -156,12 +159,24 @@ def watch_door(made: Socket, context: Context) -> Socket:
     return _connect(_make(zmq.PAIR, address, _DOOR_HWM, 1024, False, context), address)
 
 
-def owner_of_key(part: zmq.Frame) -> str:
-    """The name that the doorkeeper gave the key of whoever sent this; none that a peer could bear if it gave none."""
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose connection a message came on: the name that the doorkeeper gave its key, and the key (Z85)."""
+
+    name: str
+    key: str
+
+
+NOBODY: Final = Owner("", "")
+"""No name that a peer could bear and no key that a list could hold."""
+
+
+def owner_of_key(part: zmq.Frame) -> Owner:
+    """Who sent this, as of its handshake; NOBODY if the doorkeeper did not say."""
     try:
-        return str(part.get("User-Id"))
+        return Owner(str(part.get("User-Id")), str(part.get(KEY_PROPERTY)))
     except zmq.ZMQError:
-        return ""
+        return NOBODY
 
 
 def bound_address(made: Socket) -> str:

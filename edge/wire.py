@@ -57,6 +57,7 @@ class Refusal(StrEnum):
     CAMERA_NAME = "camera_name"
     CAMERA_UNKNOWN = "camera_unknown"
     NAME_NOT_OF_KEY = "name_not_of_key"
+    KEY_REMOVED = "key_removed"
     NO_HELLO = "no_hello"
     SUPERSEDED = "superseded"
     OVER_WINDOW = "over_window"
