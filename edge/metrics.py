@@ -214,6 +214,12 @@ class Metrics:
         self._lag = Gauge(
             "kizu_subscriber_lag_events", "Events a registered subscriber has not got.", ["name"], registry=registry
         )
+        self._passed = Counter(
+            "kizu_subscriber_passed_events",
+            "Events that retention removed before a registered subscriber had them.",
+            ["name"],
+            registry=registry,
+        )
         self.replayed = Gauge("kizu_replayed_events", "Events sent again since the start.", registry=registry)
         self.rejects_dropped = Gauge(
             "kizu_reject_frames_dropped", "Frames of rejected parts that could not be kept.", registry=registry
@@ -300,6 +306,11 @@ class Metrics:
         """Note how far each registered subscriber is behind `head`."""
         for name, cursor in cursors.items():
             self._lag.labels(name).set(max(0, head - cursor))
+            self._passed.labels(name)
+
+    def passed(self, name: str, events: int) -> None:
+        """Count events that a registered subscriber will never get."""
+        self._passed.labels(name).inc(events)
 
     def count_tiles(self, seen: int, refined: int) -> None:
         """Count tiles that were looked at coarsely, and those of them that were computed densely."""

@@ -38,7 +38,7 @@ from edge.sinks.log_file import (
     removed_through,
     reserve_of,
 )
-from edge.sinks.retention import Retention, apply_retention, used_bytes
+from edge.sinks.retention import Retention, apply_retention, passed_by, used_bytes
 
 OnCommit = Callable[[DefectEvent], None]
 FrameKey = tuple[str, int, int]
@@ -112,6 +112,8 @@ class EventLog:
         self.duplicates = 0
         self.removed = 0
         """Events that retention removed since the log was opened."""
+        self.on_passed: Callable[[str, int], None] = lambda name, events: None
+        """Told, in the writer thread, which registered subscriber will never get how many events that were removed."""
         self._clock = clock
         self._on_group = on_group
         self._retention = retention or Retention()
@@ -447,7 +449,9 @@ class EventLog:
         self._bytes = used_bytes(self._connection)
         if removed:
             self.removed += removed
-            self._removed_through = removed_through(self._connection)
+            before, self._removed_through = self._removed_through, removed_through(self._connection)
+            for name, events in passed_by(self._connection, before, self._removed_through).items():
+                self.on_passed(name, events)
 
     def _advance(self, key: FrameKey) -> None:
         """Move the camera's mark over this frame, and over those that were logged ahead of it."""

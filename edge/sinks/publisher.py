@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
@@ -62,7 +63,7 @@ class Publisher:
         self._lock = threading.Lock()
         self._closed = False
         self._away = False  # between two sockets
-        self._open = lambda at: sockets.xpub(at, hwm=hwm, plain_off_host=plain_off_host, context=context, keys=keys)
+        self._open = partial(sockets.xpub, hwm=hwm, plain_off_host=plain_off_host, context=context, keys=keys)
         self._on_bound = on_bound
         self._socket = self._open(address)
         on_bound(self._socket)

@@ -184,7 +184,9 @@ class ReplayServer:
         start = self._log.head if request.start == "now" else 0
 
         def durable(cursor: int) -> None:
-            state = CursorState(wire.WIRE_VERSION, request.token, request.name, self._log.epoch, cursor, self._log.head)
+            log = self._log
+            passed = max(0, log.removed_through - cursor)
+            state = CursorState(wire.WIRE_VERSION, request.token, request.name, log.epoch, cursor, log.head, passed)
             self._answers.append((peer, state))
             self._wake()
 
