@@ -11,7 +11,7 @@ PIP = .venv/bin/pip --disable-pip-version-check install -q -c constraints.txt
 KIZU = .venv/bin/kizu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-train setup test test-gpu check format fuzz test-system bench bench-gpu kernels soak-kill compile-all clean
+.PHONY: help demo demo-train setup test test-gpu check format fuzz test-system bench bench-gpu kernels soak soak-kill compile-all clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ bench: setup  ## every benchmark that needs no data beside the checkout, as JSON
 
 compile-all: setup  ## build every preset's graph for every GPU target at every precision (TensorRT for RTX, no GPU needed)
 	.venv/bin/python benchmarks/compile_all.py
+
+soak: setup  ## half an hour at full load: memory stands still after the warm-up, descriptors are constant
+	.venv/bin/python tests/system/soak.py
 
 soak-kill: setup  ## SIGKILL daemon, cameras and subscribers 1,000 times (hours): nothing lost, nothing twice
 	.venv/bin/python tests/system/kill_line.py --kills 1000

@@ -74,12 +74,15 @@ class MetricsConfig(_Section, frozen=True):
 class LogConfig(_Section, frozen=True):
     """[log]: the event log's SQLite file, and how much of it is kept: None without a limit of that kind.
 
+    What a registered subscriber has not got yet is kept beyond the limits while it was heard of within
+    `keep_for_subscribers_days`; None keeps nothing for anybody.
     `rejects_bytes` and `rejects_count` bound the frames of rejected parts that are kept beside it; 0 keeps none.
     """
 
     path: _Text
     retain_bytes: Annotated[int, Meta(ge=1024 * 1024)] | None = None
     retain_days: Annotated[float, Meta(gt=0, le=36_500)] | None = None
+    keep_for_subscribers_days: Annotated[float, Meta(gt=0, le=36_500)] | None = None
     rejects_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
     rejects_count: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
 

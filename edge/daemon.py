@@ -170,15 +170,20 @@ def serve(
         # Twice what can be in flight: frames of a camera's earlier epoch may still be there.
         capacity = config.window * len(names)
         with _named(where, "log.path"):
-            days = config.log.retain_days
+            days, keep_days = config.log.retain_days, config.log.keep_for_subscribers_days
             event_log = EventLog(
                 Path(config.log.path),
                 clock,
                 capacity=max(1024, 2 * capacity),
                 on_failure=log_failed,
                 on_group=metrics.observe_group,
-                retention=Retention(config.log.retain_bytes, None if days is None else days * 86400),
+                retention=Retention(
+                    config.log.retain_bytes,
+                    None if days is None else days * 86400,
+                    None if keep_days is None else keep_days * 86400,
+                ),
             )
+        event_log.on_passed = _passer(metrics, warn)
         opened.callback(event_log.close)
         keys = open_keys(config, where)
         context = new_context()
@@ -205,6 +210,7 @@ def serve(
                 on_bound=lambda made: door.watch(made, "events"),
             )
         opened.callback(publisher.close)
+        door.when_removed("subscribe", publisher.renew)
         replay: ReplayServer | None = None
         if config.replay_address is not None:
             with _named(where, "replay_address"):
@@ -217,6 +223,7 @@ def serve(
                     context=context,
                     keys=keys,
                     on_bound=lambda made: door.watch(made, "replay"),
+                    stands=lambda owner: door.stands(owner, "replay"),
                 )
             opened.callback(replay.close)
 
@@ -242,6 +249,12 @@ def serve(
             return fresh
 
         metrics.set_model(bundle.model_id, bundle.manifest, stages.decide.calibration.certified)
+
+        def linked(camera: str, connected: bool) -> None:
+            metrics.set_connected(camera, connected)
+            tell = log.info if connected else log.warning
+            tell("camera connected" if connected else "camera lost", camera=camera)
+
         with _named(where, "frames_address"):
             source = ZeroMqSource(
                 config.frames_address,
@@ -252,6 +265,7 @@ def serve(
                 acked_through=event_log.acked_through,
                 on_refused=metrics.refuse,
                 on_duplicate=metrics.duplicate,
+                on_link=linked,
                 limits=FrameLimits(
                     max_pixels=config.limits.max_pixels, max_payload_bytes=config.limits.max_payload_bytes
                 ),
@@ -259,6 +273,7 @@ def serve(
                 context=context,
                 keys=keys,
                 on_bound=lambda made: door.watch(made, "frames"),
+                stands=lambda owner: door.stands(owner, "camera"),
             )
         pipeline = Pipeline(
             source=source,
@@ -385,6 +400,19 @@ def _to_json(value: Any, **options: Any) -> str:
 
 def _warner(log: Any) -> Warn:
     return lambda text, fields: log.warning(text, **fields)
+
+
+def _passer(metrics: Metrics, warn: Warn) -> Callable[[str, int], None]:
+    """Counts what retention took from a subscriber, and says it once for each, until the daemon is restarted."""
+    told: set[str] = set()
+
+    def passed(name: str, events: int) -> None:
+        metrics.passed(name, events)
+        if name not in told:
+            told.add(name)
+            warn("retention passed a subscriber: it will get a gap", {"subscriber": name, "events": events})
+
+    return passed
 
 
 def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:

@@ -214,6 +214,12 @@ class Metrics:
         self._lag = Gauge(
             "kizu_subscriber_lag_events", "Events a registered subscriber has not got.", ["name"], registry=registry
         )
+        self._passed = Counter(
+            "kizu_subscriber_passed_events",
+            "Events that retention removed before a registered subscriber had them.",
+            ["name"],
+            registry=registry,
+        )
         self.replayed = Gauge("kizu_replayed_events", "Events sent again since the start.", registry=registry)
         self.rejects_dropped = Gauge(
             "kizu_reject_frames_dropped", "Frames of rejected parts that could not be kept.", registry=registry
@@ -232,6 +238,12 @@ class Metrics:
             ["camera"],
             registry=registry,
         )
+        self._connected = Gauge(
+            "kizu_camera_connected",
+            "1 while the camera is connected and has said hello; noticed within 3 s where its network is cut.",
+            ["camera"],
+            registry=registry,
+        )
         self._discarded = Counter(
             "kizu_results_discarded",
             "Engine results that came after their frame was late or displaced; the verdict stood.",
@@ -247,6 +259,7 @@ class Metrics:
         for camera in cameras:
             self._duplicates.labels(camera)
             self._discarded.labels(camera)
+            self._connected.labels(camera)
             self._evidence.labels(camera)
         for queue in QUEUES:
             self._depth.labels(queue)
@@ -272,6 +285,10 @@ class Metrics:
         """Note how far a camera's watch is, 0 to 1."""
         self._evidence.labels(camera).set(evidence)
 
+    def set_connected(self, camera: str, connected: bool) -> None:
+        """Note that a camera came or went."""
+        self._connected.labels(camera).set(connected)
+
     def discard(self, camera: str) -> None:
         """Count a result that came after its frame's verdict."""
         self._discarded.labels(camera).inc()
@@ -289,6 +306,11 @@ class Metrics:
         """Note how far each registered subscriber is behind `head`."""
         for name, cursor in cursors.items():
             self._lag.labels(name).set(max(0, head - cursor))
+            self._passed.labels(name)
+
+    def passed(self, name: str, events: int) -> None:
+        """Count events that a registered subscriber will never get."""
+        self._passed.labels(name).inc(events)
 
     def count_tiles(self, seen: int, refined: int) -> None:
         """Count tiles that were looked at coarsely, and those of them that were computed densely."""
