@@ -11,7 +11,7 @@ PIP = .venv/bin/pip --disable-pip-version-check install -q -c constraints.txt
 KIZU = .venv/bin/kizu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-train setup test test-gpu check format fuzz test-system bench bench-gpu kernels soak-kill compile-all clean
+.PHONY: help demo demo-train setup test test-gpu check format pages fuzz test-system bench bench-gpu kernels soak-kill compile-all clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ format: setup  ## let ruff rewrite the code
 demo-train: setup  ## train the shipped demo bundle again, from the shipped photographs, into build/demo-bundle
 	@mkdir -p build
 	$(KIZU) train student-teacher --preset line --data edge/demo/photos --out build/demo-bundle
+
+pages: setup  ## write docs/metrics.md again, from the code
+	.venv/bin/python docs/metrics_page.py > docs/metrics.md
 
 fuzz: setup  ## over a million damaged inputs for every parser of what comes from outside, as JSON lines
 	.venv/bin/python tests/helpers/fuzzing.py --inputs $(INPUTS_FUZZ)
