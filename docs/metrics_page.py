@@ -16,7 +16,8 @@ HEAD = """\
 
 Written by `make pages` from `edge/series.py`; change it there. A daemon gives it all out at
 `http://127.0.0.1:9464/metrics` ([configuration](configuration.md#metrics): address, TLS, login). `process_*` and
-`python_*` are prometheus-client's own.
+`python_*` are prometheus-client's own. Rules and alerts on them are in
+[`deploy/prometheus`](../deploy/prometheus/rules.yaml), what to do about each alert in the [runbook](runbook.md).
 
 In every scrape, for every camera: received = accepted + rejected + inconclusive + in flight, that is
 `kizu_frames_received_total` = all `kizu_verdicts_total` + `kizu_frames_in_flight`.
