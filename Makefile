@@ -50,8 +50,9 @@ demo-train: setup  ## train the shipped demo bundle again, from the shipped phot
 	@mkdir -p build
 	$(KIZU) train student-teacher --preset line --data edge/demo/photos --out build/demo-bundle
 
-pages: setup  ## write docs/metrics.md again, from the code
+pages: setup  ## write docs/metrics.md and the Grafana dashboard again, from the code
 	.venv/bin/python docs/metrics_page.py > docs/metrics.md
+	.venv/bin/python deploy/grafana/build_dashboard.py > deploy/grafana/dashboards/kizu.json
 
 fuzz: setup  ## over a million damaged inputs for every parser of what comes from outside, as JSON lines
 	.venv/bin/python tests/helpers/fuzzing.py --inputs $(INPUTS_FUZZ)

@@ -73,7 +73,7 @@ def test_every_alert_has_a_test_that_fires_and_one_that_does_not() -> None:
             expected.setdefault(check["alertname"], set()).add(fires)
 
     assert set(alerts()) == WANTED
-    assert expected == dict.fromkeys(WANTED, {True, False})
+    assert expected == {name: {True, False} for name in WANTED}
 
 
 @pytest.mark.parametrize(("mutant", "caught"), [("kizu_no_such_series == 1", "fires"), ("vector(1)", "stays silent")])
