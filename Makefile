@@ -57,8 +57,9 @@ pages: setup  ## write docs/metrics.md and the Grafana dashboard again, from the
 fuzz: setup  ## over a million damaged inputs for every parser of what comes from outside, as JSON lines
 	.venv/bin/python tests/helpers/fuzzing.py --inputs $(INPUTS_FUZZ)
 
-test-system: setup  ## the unit under a real systemd in a container (root, systemd-container): two minutes
+test-system: setup  ## the unit under a real systemd in a container (root, systemd-container), Prometheus beside a line: three minutes
 	.venv/bin/python tests/system/nspawn.py
+	.venv/bin/python -m pytest -rs tests/system/test_prometheus_line.py
 
 bench: setup  ## every benchmark that needs no data beside the checkout, as JSON lines
 	@for name in engine segmentation throughput overhead startup memory fdfe; do .venv/bin/python benchmarks/$$name.py || exit 1; done
