@@ -42,16 +42,16 @@ class Metrics:
         self.frames = FrameAccount(cameras, clock)
         registry.register(self.frames)
         # What was found, and when
-        self._p_value = self._make(Histogram, "kizu_score_p_value")
-        self._area = self._make(Histogram, "kizu_defect_area_pixels")
-        self._latency = self._make(Histogram, "kizu_latency_seconds")
-        self._stage = self._make(Histogram, "kizu_stage_seconds")
+        self._p_value = _Children(self._make(Histogram, "kizu_score_p_value"))
+        self._area = _Children(self._make(Histogram, "kizu_defect_area_pixels"))
+        self._latency = _Children(self._make(Histogram, "kizu_latency_seconds"))
+        self._stage = _Children(self._make(Histogram, "kizu_stage_seconds"))
         self._deadline = self._make(Gauge, "kizu_camera_deadline_seconds")
         self._depth = self._make(Gauge, "kizu_queue_depth")
         self._capacity = self._make(Gauge, "kizu_queue_capacity")
         self._certificate_valid = self._make(Gauge, "kizu_certificate_valid")
         self._certificate_void = self._make(Gauge, "kizu_certificate_void")
-        self._evidence = self._make(Gauge, "kizu_watch_evidence")
+        self._evidence = _Children(self._make(Gauge, "kizu_watch_evidence"))
         self._discarded = self._make(Counter, "kizu_results_discarded")
         # Who came, and who was sent away
         self._duplicates = self._make(Counter, "kizu_frames_duplicate")
@@ -108,11 +108,11 @@ class Metrics:
 
     def judge(self, event: DefectEvent, latency_ns: int) -> None:
         """Count a durable verdict, `latency_ns` after its frame was received."""
-        self._latency.labels(event.camera).observe(latency_ns / 1e9)
+        self._latency[event.camera].observe(latency_ns / 1e9)
         if event.p_value is not None:
-            self._p_value.labels(event.camera).observe(event.p_value)
+            self._p_value[event.camera].observe(event.p_value)
         if event.decision == "reject":
-            self._area.labels(event.camera).observe(sum(region.area_px for region in event.regions))
+            self._area[event.camera].observe(sum(region.area_px for region in event.regions))
         self.frames.judge(event)
 
     def duplicate(self, camera: str) -> None:
@@ -129,7 +129,7 @@ class Metrics:
 
     def observe(self, stage: str, elapsed_ns: int) -> None:
         """Note how long one of STAGES took."""
-        self._stage.labels(stage).observe(elapsed_ns / 1e9)
+        self._stage[stage].observe(elapsed_ns / 1e9)
 
     def set_depth(self, queue: str, depth: int) -> None:
         """Note how many items wait in one of QUEUES."""
@@ -225,7 +225,7 @@ class Metrics:
 
     def set_evidence(self, camera: str, evidence: float) -> None:
         """Note how far a camera's watch is, 0 to 1."""
-        self._evidence.labels(camera).set(evidence)
+        self._evidence[camera].set(evidence)
 
     def count_tiles(self, seen: int, refined: int) -> None:
         """Count tiles that were looked at coarsely, and those of them that were computed densely."""
@@ -248,6 +248,18 @@ class Metrics:
         """Set the daemon's one present state, of STATES."""
         for name in STATES:
             self._state.labels(name).set(name == state)
+
+
+class _Children(dict[str, Any]):
+    """The children of an instrument with one label; looking one up by `labels` costs as much as what is then noted."""
+
+    def __init__(self, instrument: Histogram | Gauge) -> None:
+        super().__init__()
+        self._instrument = instrument
+
+    def __missing__(self, value: str) -> Any:
+        child = self[value] = self._instrument.labels(value)
+        return child
 
 
 class _Running:
