@@ -252,9 +252,7 @@ def _bundle_notes(bundle: ModelBundle, good_digests: Sequence[str]) -> list[str]
             f"certify it with `kizu calibrate {bundle.path} --good DIR --false-rejects RATE --out BUNDLE`"
         )
     if _one_number(bundle):
-        notes.append(
-            "this bundle gives one number an image and no map: pixel figures only say how it ranks images"
-        )
+        notes.append("this bundle gives one number an image and no map: pixel figures only say how it ranks images")
     certificate = bundle.provenance.get("score_calibration")
     for use, known in (
         ("trained on", bundle.provenance.get("training_files")),

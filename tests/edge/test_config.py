@@ -146,6 +146,9 @@ def test_the_example_loads_as_it_stands_and_with_every_comment_taken_away(tmp_pa
         'secret_key = "/etc/kizu/keys/server.key"': "",
         'peers = "/etc/kizu/peers.toml"': "",
         'signers = "/etc/kizu/signers"': "",
+        'certificate = "/etc/kizu/metrics.crt"': "",
+        'private_key = "/etc/kizu/metrics.key"': "",
+        'login = "/etc/kizu/keys/metrics-prometheus.login"': "",
     }
     for given, nothing in optional.items():
         assert given in full
