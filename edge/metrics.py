@@ -174,6 +174,7 @@ class Metrics:
         """Note how far each registered subscriber is behind `head`; those that are no more are not shown."""
         for name in self._lagging - cursors.keys():
             self._lag.remove(name)
+            self._passed.remove(name)
         self._lagging = frozenset(cursors)
         for name, cursor in cursors.items():
             self._lag.labels(name).set(max(0, head - cursor))

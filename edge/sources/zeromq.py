@@ -68,8 +68,8 @@ class ZeroMqSource:
     `cameras` are the admitted names (None: any, at most 64); `window` is how many frames a camera may have
     unacknowledged. `known` and `acked_through` ask the event log, and are called only at a HELLO of an epoch that this
     source does not hold. `on_refused` gets one word of `wire.REFUSALS`, `on_duplicate` and `on_reconnect` the camera's
-    name, `on_link` that and whether it is connected, whenever that changed. With `keys` every connection is encrypted, a
-    `Doorkeeper` of `context` admits it, a camera speaks only in its key's name, and each message is refused once
+    name, `on_link` that and whether it is connected, whenever that changed. With `keys` every connection is encrypted,
+    a `Doorkeeper` of `context` admits it, a camera speaks only in its key's name, and each message is refused once
     `stands` says that its key would not be admitted any more.
 
     Raises:

@@ -261,9 +261,10 @@ def test_a_subscriber_that_is_no_more_is_not_shown() -> None:
     metrics.set_lags(10, {"press": 3, "archive": 10})
     metrics.set_lags(0, {"press": 3})
 
-    assert {name: value for name, value in samples(registry).items() if name.startswith("kizu_subscriber")} == {
+    assert {name: value for name, value in samples(registry).items() if name.startswith("kizu_subscriber_lag")} == {
         'kizu_subscriber_lag_events{name="press"}': 0
     }
+    assert not any('name="archive"' in name for name in samples(registry))
 
 
 HOSTILE = ('a"} 1\nkizu_state{state="ready', "back\\slash\n", "\u202e<script>alert(1)</script>", "\u0130\U0001f600", "")
