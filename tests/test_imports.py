@@ -32,7 +32,10 @@ ORDER = [
     ("compile", "client", "sender", "docket", "warrant", "opening", "inference", "pipeline", "health", "doorkeeper"),
     ("shadow", "bridge"),
     ("swap",),
-    ("daemon", "console", "demo"),
+    ("daemon", "demo"),
+    ("rescore", "heatmap"),
+    ("labels",),
+    ("console",),
     ("cli", "commands"),
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
