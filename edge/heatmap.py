@@ -16,7 +16,7 @@ from edge.types import AnomalyMap, Roi
 MAX_SIDE: Final = 1024
 """Pixels on the longer side: a map is smooth, and a frame of 64 Mpx would be 256 MB of colors."""
 
-# Alpha, red, green, blue at 0 (the map's own background), 1/2 (the threshold) and 1 (twice as far above).
+# At 0 (the map's own background), 1/2 (the threshold) and 1 (its peak).
 _STOPS: Final = np.array([0.0, 0.25, 0.5, 0.75, 1.0])
 _BLUE: Final = np.array([40, 30, 20, 30, 60])
 _GREEN: Final = np.array([200, 200, 150, 60, 0])
@@ -27,8 +27,9 @@ _ALPHA: Final = np.array([0, 40, 130, 190, 225])
 def heatmap_png(anomaly_map: AnomalyMap, frame_size: tuple[int, int], threshold: float | None) -> bytes:
     """RGBA PNG of the map over a frame of `frame_size` (height, width), at most MAX_SIDE px on a side.
 
-    The color turns from yellow to orange at `threshold`; the scale begins at the map's median. Without a threshold, or
-    with one below that median, the scale is the map's own range.
+    The color turns to orange at `threshold`: linear from the map's median up to there, logarithmic from there to its
+    peak, which may be many thresholds away. Without a threshold, or with one below that median, the middle of the
+    map's own range stands for it.
     """
     step = max(1.0, max(frame_size) / MAX_SIDE)
     size = (max(1, round(frame_size[0] / step)), max(1, round(frame_size[1] / step)))
@@ -43,7 +44,10 @@ def _levels(
     """0 to 1, the threshold at 1/2."""
     low, peak = float(np.median(scores)), float(scores.max())
     middle = (low + peak) / 2 if threshold is None or threshold <= low else threshold
-    return np.asarray((values - low) / max(2 * (middle - low), 1e-12), np.float64)
+    scale = max(middle - low, 1e-12)
+    above = np.maximum((values.astype(np.float64) - low) / scale, 0.0)
+    highest = max((peak - low) / scale, 2.0)
+    return np.where(above <= 1.0, above / 2, 0.5 + 0.5 * np.log(np.maximum(above, 1.0)) / np.log(highest))
 
 
 def _scaled(anomaly_map: AnomalyMap, step: float) -> AnomalyMap:

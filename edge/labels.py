@@ -125,9 +125,7 @@ class LabelFile:
             os.close(descriptor)
             _sync_folder(file.parent)
         except OSError as error:
-            raise LabelError(
-                f"labels {file}: {error.strerror}; name a file in a folder that can be written"
-            ) from None
+            raise LabelError(f"labels {file}: {error.strerror}; name a file in a folder that can be written") from None
         self.current: dict[str, Word] = {name: label.label for name, label in read_labels(file).items()}
 
     def append(self, label: Label, picture: bytes | None = None) -> None:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 def rescore(
     event_id: Annotated[str, typer.Argument(help="CAMERA/EPOCH/SEQUENCE, an event's `id`.")],
     config: Annotated[Path, typer.Argument(help="The line's TOML file: it names the log and the bundle.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, also where the answer differs.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, also where the answer differs.")
+    ] = False,
     heatmap: Annotated[
         Path | None, typer.Option(help="Write the anomaly map here as a PNG to be laid over the frame.")
     ] = None,

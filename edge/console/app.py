@@ -6,6 +6,7 @@ sent as JSON and put into the page as text.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from starlette.types import ASGIApp
 
 from edge.console.board import Board
 from edge.console.guard import COOKIE, Guard, Policy
-from edge.console.pictures import SIDES, Pictures, Size
+from edge.console.pictures import Pictures, Size
 from edge.console.rescoring import Rescoring
 from edge.console.shown import Shown
 from edge.console.stream import MAX_PAGES, Stream
@@ -33,6 +34,8 @@ from edge.protocols import Clock
 STATIC: Final = Path(__file__).parent / "static"
 _TYPES: Final = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _MAX_BODY: Final = 8192
+_PICTURE_TRIES: Final = 8
+_PICTURE_WAIT_S: Final = 0.06
 
 
 class LabelRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -122,12 +125,16 @@ class _Handlers:
 
     async def picture(self, request: Request) -> Response:
         size: Size = "full" if request.query_params.get("size") == "full" else "thumb"
-        assert size in SIDES
-        data = await run_in_threadpool(self._console.pictures.scaled, _event_id(request), size)
-        return _picture(data, "image/jpeg")
+        event_id, pictures = _event_id(request), self._console.pictures
+        # The daemon writes the picture beside the event: for a part that is still on the board it may be on its way.
+        for _ in range(_PICTURE_TRIES):
+            if pictures.path(event_id) is not None or self._console.board.find(event_id) is None:
+                break
+            await asyncio.sleep(_PICTURE_WAIT_S)
+        return _picture(await run_in_threadpool(pictures.scaled, event_id, size), "image/jpeg")
 
     async def heatmap(self, request: Request) -> Response:
-        return _picture(self._console.rescoring.heatmap(_event_id(request)), "image/png")
+        return _picture(self._console.rescoring.heatmap(_event_id(request)), "image/png", keep_s=0)
 
     async def rescore(self, request: Request) -> Response:
         console, event_id = self._console, _event_id(request)
@@ -216,8 +223,8 @@ def _json(value: Any, status: int = 200) -> Response:
     return Response(msgspec.json.encode(value), status, media_type="application/json")
 
 
-def _picture(data: bytes | None, kind: str) -> Response:
+def _picture(data: bytes | None, kind: str, keep_s: int = 3600) -> Response:
+    """An event's picture never changes, so browsers may keep it for `keep_s`."""
     if data is None:
         return Response("not kept", 404, media_type="text/plain")
-    # An event's picture never changes.
-    return Response(data, media_type=kind, headers={"cache-control": "private, max-age=3600"})
+    return Response(data, media_type=kind, headers={"cache-control": f"private, max-age={keep_s}"})

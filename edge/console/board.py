@@ -30,6 +30,8 @@ AWAY_AFTER_S: Final = 3.0
 """Three heads missed."""
 _SILENT_AFTER_S: Final = 5.0
 _SILENT_INTERVALS: Final = 10
+_SILENT_AT_MOST_S: Final = 60.0
+_SMOOTH: Final = 0.1
 _CLOCK_OFF_S: Final = 30.0
 _TOLD_S: Final = 600.0
 _MAX_MODELS: Final = 16
@@ -53,6 +55,7 @@ class _Camera:
     number: int
     at_s: float
     decided_ns: int
+    interval_s: float = 1.0
     recent: deque[tuple[int, float | None, str]] = field(default_factory=lambda: deque(maxlen=RECENT))
     seconds: OrderedDict[int, list[int]] = field(default_factory=OrderedDict)
 
@@ -140,6 +143,7 @@ class Board:
         elif live and event.decided_ns < camera.decided_ns - 1_000_000_000:
             self._clock_step = ((event.decided_ns - camera.decided_ns) / 1e9, self._now_s())
         camera.newest, camera.number, camera.decided_ns = one, self._number, event.decided_ns
+        camera.interval_s += _SMOOTH * (max(0.0, at_s - camera.at_s) - camera.interval_s)
         camera.at_s = max(camera.at_s, at_s)
         camera.recent.append((self._number, event.score, event.decision[0]))
         counted = camera.seconds.setdefault(int(at_s), [0, 0, 0])
@@ -241,11 +245,10 @@ class Board:
         counted = [kinds for second, kinds in camera.seconds.items() if now_s - second <= 61]
         accepted, rejected, inconclusive = (sum(kinds[index] for kinds in counted) for index in range(3))
         last = [sum(kinds) for second, kinds in camera.seconds.items() if 1 <= int(now_s) - second <= 5]
-        interval_s = 60 / max(1, accepted + rejected + inconclusive)
         return CameraHealth(
             camera=name,
             age_s=round(age_s, 1),
-            silent=age_s > max(_SILENT_AFTER_S, min(_SILENT_INTERVALS * interval_s, 60.0)),
+            silent=age_s > min(max(_SILENT_AFTER_S, _SILENT_INTERVALS * camera.interval_s), _SILENT_AT_MOST_S),
             fps=round(sum(last) / 5, 1),
             parts=accepted + rejected + inconclusive,
             rejected=rejected,

@@ -122,9 +122,7 @@ class Feed:
         else:
             behind = subscriber.lag or 0
             self._board.take(event, mask, live=subscriber.replayed == asked and not behind > 1)
-        self._board.counts(
-            FeedCounts(subscriber.lag, subscriber.lost, subscriber.refused, subscriber.new_logs)
-        )
+        self._board.counts(FeedCounts(subscriber.lag, subscriber.lost, subscriber.refused, subscriber.new_logs))
 
     def _subscriber(self, since: Start) -> Subscriber:
         sources = self._sources

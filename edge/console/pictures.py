@@ -29,6 +29,7 @@ def find_folder(log: Path) -> Path:
 
     Raises:
         CommandError: there is none, or more than one.
+        OSError: the folder may not be read.
     """
     if log.is_file():
         return rejects_folder(log)
@@ -36,11 +37,19 @@ def find_folder(log: Path) -> Path:
         raise CommandError(f"--log {log}: no such file or folder; give the folder of the line's log.path")
     if log.suffix == ".rejects":
         return log
-    found = sorted(log.glob("*.rejects"))
+    # The folder of pictures comes with the first reject; the log is there from the line's first start.
+    found = sorted({*log.glob("*.rejects"), *(rejects_folder(path) for path in log.iterdir() if _is_database(path))})
     if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise CommandError(f"--log {log}: expected one folder NAME.rejects in it, found {names}; name the log's file")
+        names = ", ".join(path.stem for path in found) or "none"
+        raise CommandError(f"--log {log}: expected one event log in it, found {names}; name the log's file")
     return found[0]
+
+
+def _is_database(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(16) == b"SQLite format 3\0"
 
 
 class Pictures:

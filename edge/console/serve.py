@@ -5,10 +5,10 @@ Owns what is refused before anything is opened, the listening socket, and how th
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -126,8 +126,20 @@ def _run(app: ASGIApp, listening: socket.socket) -> None:
         # Open pages never end by themselves.
         timeout_graceful_shutdown=1,
     )
-    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
-        uvicorn.Server(config).run(sockets=[listening])
+    _Server(config).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """Ends on SIGTERM and SIGINT and returns; uvicorn would raise the signal again, and nothing after it would run."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _listening(settings: Settings) -> socket.socket:

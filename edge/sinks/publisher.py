@@ -100,9 +100,7 @@ class Publisher:
                 return
             self._head_due_ns = now_ns + round(HEAD_INTERVAL_S * 1e9)
             epoch, sequence = self._head
-            self._send(
-                wire.pack_head(wire.Head(wire.WIRE_VERSION, self._line, epoch, sequence, state, fallback[:200]))
-            )
+            self._send(wire.pack_head(wire.Head(wire.WIRE_VERSION, self._line, epoch, sequence, state, fallback[:200])))
 
     def close(self) -> None:
         """Close the socket; what is under way is given half a second."""

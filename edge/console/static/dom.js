@@ -90,7 +90,7 @@ export class Frame {
     this.image.alt = "";
     this.image.decoding = "async";
     this.image.hidden = true;
-    this.svg = drawn("svg", { "aria-hidden": "true", preserveAspectRatio: "none" });
+    this.svg = drawn("svg", { "aria-hidden": "true", preserveAspectRatio: "xMidYMid meet" });
     this.path = drawn("path", { class: "contour" });
     this.svg.append(this.path);
     holder.append(this.image, this.svg);
@@ -103,7 +103,7 @@ export class Frame {
     this.image.addEventListener("error", () => {
       this.image.hidden = true;
       const source = this.source;
-      if (source && this.retries < 3) {
+      if (source && this.retries < 2) {
         this.retries += 1;
         setTimeout(() => {
           if (this.source === source) this.image.src = `${source}&try=${this.retries}`;
@@ -118,7 +118,7 @@ export class Frame {
     const box = `0 0 ${width} ${height}`;
     if (this.svg.getAttribute("viewBox") !== box) {
       this.svg.setAttribute("viewBox", box);
-      // Very long or tall frames (line scans) still get a window that shows both sides.
+      // Where the window follows the frame: line scans, very long or tall, still get one that shows both sides.
       const ratio = Math.min(4, Math.max(0.5, width / height));
       this.holder.style.setProperty("--ratio", ratio.toFixed(4));
     }

@@ -31,6 +31,7 @@ export class Health {
     const [state, word] = this.word();
     mark(byId("state"), "state", state);
     put(byId("state"), word);
+    mark(document.body, "away", state === "away" ? "" : null);
     this.tell(this.found());
     if (health === null) return;
     put(byId("line"), health.line);
@@ -72,7 +73,7 @@ export class Health {
       told.push(["bad", "away", health.heard ? `The daemon is away ${since}. What is below is the last that was heard; it goes on by itself.` : `No daemon was heard ${since}. The page goes on by itself when it starts.`]);
     }
     if (health.state === "stalled") told.push(["bad", "stalled", "The line is stalled: it holds frames and gets nowhere."]);
-    if (health.certificate === "void") told.push(["warn", "void", `The certificate is void for ${duration(health.certificate_s)}: parts are no longer like those it stands on. Calibrate again.`]);
+    if (health.certificate === "void") told.push(["warn", "void", `The certificate has been void for ${duration(health.certificate_s)}: parts are no longer like those it stands on. Calibrate again.`]);
     if (health.fallback) told.push(["warn", "fallback", `The GPU cannot be used (${health.fallback}); the CPU takes its place.`]);
     else if (health.state === "degraded") told.push(["warn", "degraded", "The line is degraded: the engine is lost, parts are held."]);
     const silent = health.cameras.filter((camera) => camera.silent).map((camera) => camera.camera);

@@ -5,6 +5,7 @@ import { Frame, WORDS, address, byId, duration, element, glyph, mark, number, pu
 const RECENT = 60;
 const REDRAW_MS = 400;
 const ALARM_MS = 3000;
+const MANY = 12;
 
 class Tile {
   constructor(name, open) {
@@ -48,7 +49,9 @@ class Tile {
     if (this.recent.length > RECENT) this.recent.splice(0, this.recent.length - RECENT);
     this.dirty = true;
     if (tile.shown.decision === "reject") this.alarm = performance.now() + ALARM_MS;
-    if (tile.shown.outline || tile.shown.decision === "reject" || this.flaw === null) this.find(tile.shown, pictures);
+    if (tile.shown.decision === "reject" || this.flaw === null || this.flaw.shown.decision !== "reject") {
+      this.find(tile.shown, pictures);
+    }
     this.draw();
   }
 
@@ -70,16 +73,16 @@ class Tile {
     put(this.score, silent ? duration(this.health.age_s) : shown.score === null ? shown.reason : number(shown.score));
     put(this.against, silent ? "since its last part" : shown.score === null ? "inconclusive" : `threshold ${number(shown.threshold)}`);
     mark(this.button, "alarm", performance.now() < this.alarm ? "" : null);
-    mark(this.frame.holder, "old", this.flaw.shown.id !== shown.id ? "" : null);
+    const old = this.flaw.shown.id !== shown.id && this.flaw.shown.decision === "reject";
+    mark(this.frame.holder, "old", old ? "" : null);
+    mark(this.frame.holder, "empty", this.flaw.shown.decision !== "reject" && !this.flaw.shown.outline ? "" : null);
+    put(this.when, old ? `${duration((performance.now() - this.flaw.at) / 1000)} ago` : "");
   }
 
   // Once a second or so: what changes by itself.
   age(health) {
     this.health = health;
     put(this.rate, health.silent ? "" : `${health.fps.toFixed(1)} /s`);
-    const flawed = this.flaw !== null && (this.flaw.shown.outline || this.flaw.shown.decision === "reject");
-    const ago = flawed ? (performance.now() - this.flaw.at) / 1000 : 0;
-    put(this.when, flawed && ago >= 1 ? `${duration(ago)} ago` : "");
     this.draw();
     this.button.setAttribute(
       "aria-label",
@@ -153,6 +156,7 @@ export class Tiles {
     const next = order[order.indexOf(one) + 1];
     this.list.insertBefore(one.item, next === undefined ? null : next.item);
     this.list.dataset.count = this.tiles.size;
+    mark(document.querySelector("main"), "many", this.tiles.size > MANY ? "" : null);
     byId("no-cameras").hidden = true;
     this.reach(this.list.querySelector(".tile"));
     return one;
