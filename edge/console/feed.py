@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from edge import sockets
-from edge.clock import SystemClock
 from edge.client import Start, Subscriber
+from edge.clock import SystemClock
 from edge.console.board import Board, FeedCounts
 from edge.errors import KizuError, SourceTimeout
 from edge.keys import ClientKeys

@@ -67,7 +67,7 @@ def read_token(file: Path) -> str:
     if mode & 0o077:
         raise ConfigError(f"token {file}: others may read it (mode {mode & 0o777:o}); run `chmod 600 {file}`")
     token = data.decode("utf-8", "replace").strip()
-    if not MIN_TOKEN <= len(token) or len(data) > _MAX_TOKEN_BYTES or not token.isascii() or not token.isprintable():
+    if len(token) < MIN_TOKEN or len(data) > _MAX_TOKEN_BYTES or not token.isascii() or not token.isprintable():
         raise ConfigError(
             f"token {file}: expected one line of {MIN_TOKEN} to {_MAX_TOKEN_BYTES} plain characters, got {len(token)}"
         )

@@ -1,7 +1,7 @@
 """Pictures of rejected parts for the page, read from the folder beside the event log; nothing is written there.
 
-Owns finding a picture and making it small enough for a browser. No picture travels over the line's sockets, so a console
-without that folder shows masks on empty frames.
+Owns finding a picture and making it small enough for a browser. No picture travels over the line's sockets, so a
+console without that folder shows masks on empty frames.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Shown(msgspec.Struct, frozen=True):
 
 
 class Tile(msgspec.Struct, frozen=True):
-    """A camera's newest event, and (score, decision's first letter) of the parts that came since the page last heard."""
+    """A camera's newest event, and (score, decision's first letter) of the parts since the page last heard."""
 
     camera: str
     shown: Shown

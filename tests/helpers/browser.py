@@ -21,9 +21,9 @@ from types import TracebackType
 from typing import Any, Self
 
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-default-apps", "--disable-extensions", "--mute-audio",
-    "--hide-scrollbars", "--no-default-browser-check", "--disable-dev-shm-usage", "--disable-breakpad",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--no-default-browser-check",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-default-apps",
+    "--disable-extensions", "--disable-dev-shm-usage", "--disable-breakpad", "--mute-audio", "--hide-scrollbars",
     "--disable-features=Translate,OptimizationHints,MediaRouter,DialMediaRouteProvider",
 )  # fmt: skip
 MISSING = "chromium is missing; apt-get install chromium"

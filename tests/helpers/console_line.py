@@ -1,4 +1,4 @@
-"""A line without an engine for tests of the console: a real event log, publisher and replay server, and what a test says.
+"""A line without an engine for tests of the console: real event log, publisher and replay server, judged by the test.
 
 Events go the daemon's way: logged, committed, published. `ServedConsole` is `kizu console` as a user starts it.
 """

@@ -98,11 +98,12 @@ export class Strip {
     new Frame(holder).show(one, this.pictures ? `${address("picture", one.id)}?size=thumb` : null);
     const tag = element("span", "tag");
     const words = element("span", "words");
-    const mark = element("span", "glyph");
-    glyph(mark, "reject");
-    words.append(mark, element("span", "camera", one.camera), element("span", "score", number(one.score)));
-    const time = element("span", "time", clock(one.at_ms));
-    button.append(holder, words, time, tag);
+    const sign = element("span", "glyph");
+    glyph(sign, "reject");
+    words.append(sign, element("span", "camera", one.camera));
+    const beneath = element("span", "beneath");
+    beneath.append(element("span", "time", clock(one.at_ms)), element("span", "score", number(one.score)));
+    button.append(holder, words, beneath, tag);
     button.setAttribute("aria-label", `Reject of camera ${one.camera} at ${clock(one.at_ms)}, score ${number(one.score)}`);
     item.append(button);
     const card = { item, button, tag };
