@@ -75,6 +75,7 @@ class Board:
         self._further: set[str] = set()
         self._labels: dict[str, str] = {}
         self._head: Head | None = None
+        self._log_epoch = 0
         self._sign_s: float | None = None
         self._start_s = self._now_s()
         self._counts = FeedCounts()
@@ -93,6 +94,7 @@ class Board:
         # Outlining takes a millisecond: not under the lock that the pages wait for.
         one = shown(event, mask, self._ordinal + is_reject)
         with self._lock:
+            self._note_log(event.log_epoch)
             self._number += 1
             self._ordinal += is_reject
             if is_reject:
@@ -111,8 +113,7 @@ class Board:
     def head(self, head: Head) -> None:
         """Note a sign of life."""
         with self._lock:
-            if self._head is not None and head.log_epoch != self._head.log_epoch:
-                self._log_replaced_s = self._now_s()
+            self._note_log(head.log_epoch)
             self._head = head
             self._sign_s = self._now_s()
 
@@ -125,6 +126,11 @@ class Board:
         """Say what the feed stumbled over; empty when it goes on."""
         with self._lock:
             self._failure = why[:MAX_TEXT]
+
+    def _note_log(self, epoch: int) -> None:
+        if self._log_epoch not in (0, epoch):
+            self._log_replaced_s = self._now_s()
+        self._log_epoch = epoch
 
     def _keep(self, one: Shown) -> None:
         self._rejects[one.id] = one

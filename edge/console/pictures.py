@@ -11,6 +11,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Final, Literal
 
+import numpy as np
+
 from edge.errors import CommandError, ImageRefused
 from edge.images import cv2, read_image
 from edge.sinks.rejects import frame_path, rejects_folder
@@ -108,7 +110,7 @@ def _jpeg(file: Path, size: Size) -> bytes:
     step = max(1.0, max(image.shape[:2]) / SIDES[size])
     if step > 1.0:
         width, height = (max(1, round(side / step)) for side in (image.shape[1], image.shape[0]))
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
     if image.ndim == 3 and image.shape[2] == 3:
-        image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        image = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), np.uint8)
     return bytes(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY[size]])[1].tobytes())

@@ -51,7 +51,7 @@ class Line:
     def start(self) -> None:
         """Open everything."""
         clock = SystemClock()
-        self._log = EventLog(self.log_path, clock)
+        self._log = EventLog(self.log_path, clock, capacity=100_000)
         self._publisher = Publisher(
             self.events or "tcp://127.0.0.1:*", self._name, clock, head=(self._log.epoch, self._log.head), hwm=10_000
         )
@@ -68,6 +68,10 @@ class Line:
         self._server.close()
         self._publisher.close()
         self._log.close()
+
+    def flush(self) -> None:
+        """Wait until everything said is committed."""
+        self._log.flush(20.0)
 
     def wipe(self) -> None:
         """Somebody deletes the log of a stopped line."""
