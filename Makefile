@@ -26,7 +26,7 @@ help:  ## print this list
 # The first try finds a CPU build wherever pip is already set up to look; the second asks PyTorch's own index for it.
 .venv/.dev: .venv/.runtime
 	$(PIP) "$(TORCH)" 2>/dev/null || $(PIP) "$(TORCH)" --index-url $(TORCH_INDEX)
-	$(PIP) -e '.[train,dev]'
+	$(PIP) -e '.[train,console,dev]'
 	@touch $@
 
 demo: .venv/.runtime  ## watch a line being inspected: daemon, two cameras, subscriber (no torch, no GPU)

@@ -362,7 +362,7 @@ def _watch(
     state: State | None = None
     told_ns = 0
     while not stop.event.wait(_TICK_S) and not pipeline.ended:
-        publisher.tick()
+        publisher.tick("" if state is None else state.value, opener.fallback or "")
         pipeline.sample_queues()
         sample_log()
         now_ns = clock.monotonic_ns()
