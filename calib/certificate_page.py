@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from calib.agreement import Agreement
+from calib.agreement import table as agreement_table
 from calib.certificate import Certified
 from calib.dataset import read_stored_image
 from calib.escapes import Escapes
@@ -20,6 +23,7 @@ from calib.page import Markup, Piece, note, page, picture, table
 from calib.promise import Certificate, Promise
 from calib.scoring import Scored, Worst
 from calib.threshold import percent
+from edge.bundle import ModelBundle
 from edge.images import cv2, encode_png
 from edge.stages.segment import render_map
 
@@ -44,6 +48,8 @@ def certificate_page(certified: Certified) -> str:
         sections.append((f"{title}Scores of good parts", [_numbers(promise), histogram(good, bad, promise)]))
         sections.append((f"{title}The good parts that score highest", _highest(good, promise)))
         sections.append((f"{title}Bad parts", _escapes(promise.escapes, bad, promise)))
+    if (bits := _quantization(bundle)) is not None:
+        sections.append(("Eight bits", bits))
     sections += [
         ("When it no longer holds", _limits(certificate)),
         ("Left out", _left_out(certificate)),
@@ -213,6 +219,19 @@ def _heat(values: NDArray[np.float32], threshold: float) -> NDArray[np.uint8]:
     red = np.clip(share, 0, 1)
     rest = np.clip(share - 1, 0, 1)
     return np.asarray(255 * np.stack([red, rest, rest], axis=2), np.uint8)
+
+
+def _quantization(bundle: ModelBundle) -> list[Piece] | None:
+    """What the gate found when the graph was rounded; the certificate itself was made through the rounded graph."""
+    record = bundle.provenance.get("quantization")
+    if not isinstance(record, dict):
+        return None
+    found = msgspec.convert(record["agreement"], Agreement)
+    return [
+        f"The graph computes in {record['precision']}. The scores above are the rounded graph's, and so is the "
+        "threshold. Before it was accepted it judged the same frames as the graph that it came from:",
+        Markup(f"<pre>{escape(agreement_table(found, str(record['precision'])))}</pre>"),
+    ]
 
 
 def _limits(certificate: Certificate) -> list[Piece]:
