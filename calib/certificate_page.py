@@ -19,7 +19,7 @@ from calib.agreement import table as agreement_table
 from calib.certificate import Certified
 from calib.dataset import read_stored_image
 from calib.escapes import Escapes
-from calib.page import Markup, Piece, note, page, picture, table
+from calib.page import BLANK, Markup, Piece, note, page, picture, table
 from calib.promise import Certificate, Promise
 from calib.scoring import Scored, Worst
 from calib.threshold import percent
@@ -256,8 +256,7 @@ def _left_out(certificate: Certificate) -> list[Piece]:
 
 
 def _signature() -> Markup:
-    blank = Markup("&nbsp;" * 60)
-    return table([("Name", blank), ("Function", blank), ("Date", blank), ("Signature", blank)])
+    return table([(what, BLANK) for what in ("Name", "Function", "Date", "Signature")])
 
 
 def _code(text: str) -> Markup:
