@@ -24,6 +24,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from edge.admission import AllowList
 from edge.bundle import GoldenCheck, ModelBundle, check_golden, open_bundle
+from edge.cameras import calibration_of_line, segments_of_line, uncertified, zones_of_line
 from edge.clock import SystemClock
 from edge.compile import LOOSE
 from edge.config import LOOPBACK, EdgeConfig, load_config
@@ -446,6 +447,7 @@ def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:
     if calibration.engine.split(" ")[0] != config.engine.backend:
         # A threshold is certified through the engine that gave the scores; nobody vouches for another's.
         calibration = msgspec.structs.replace(calibration, certified=False)
+    calibration = calibration_of_line(config, calibration)
     return Stages(
         line=config.line,
         input=manifest.input,
@@ -454,6 +456,8 @@ def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:
         segment=Segment(calibration.pixel_threshold, max(1, config.segment.min_area_px or calibration.min_area_px)),
         decide=Decide(calibration, bundle.model_id),
         tiling=_tiling(config, bundle, where),
+        zones=zones_of_line(config, calibration, manifest.map),
+        segments=segments_of_line(config, calibration),
     )
 
 
@@ -606,10 +610,15 @@ def _watched(
             msgspec.structs.asdict(void),
         )
 
+    def on_unnamed(camera: str) -> None:
+        warn("frames without part_id: the certificate is by part, so they are not watched", {"camera": camera})
+
     cameras = [camera.name for camera in config.cameras]
     settings = WatchSettings(config.watch.parts_between_false_alarms, config.watch.reject_share)
     path = Path(f"{config.log.path}.void.json")
-    warrant = Warrant(path, decide.calibration, decide.model_id, cameras, settings, clock, on_void=on_void)
+    warrant = Warrant(
+        path, decide.calibration, decide.model_id, cameras, settings, clock, on_void=on_void, on_unnamed=on_unnamed
+    )
     if warrant.void is not None:
         metrics.void_certificate(decide.model_id)
         warn("certificate void since an earlier run; calibrate again", msgspec.structs.asdict(warrant.void))
@@ -686,6 +695,8 @@ def _warn_of_bundle(config: EdgeConfig, bundle: ModelBundle, warn: Warn) -> None
             "the threshold is provisional and certifies nothing; see `kizu calibrate`",
             {"bundle": config.bundle, "threshold": bundle.calibration.threshold},
         )
+    for camera, why in uncertified(config, bundle.calibration).items():
+        warn("this camera's verdicts are not certified", {"camera": camera, "why": why})
     if config.plain_off_host and config.security.secret_key is None:
         warn("plain_off_host: frames and events may leave this host unencrypted", {})
     if config.metrics.host not in LOOPBACK and (config.metrics.certificate is None or config.metrics.login is None):

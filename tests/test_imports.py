@@ -31,6 +31,7 @@ ORDER = [
     ("sockets",),
     ("stages", "engines", "sources", "sinks"),
     ("replay_client",),
+    ("part_scores", "cameras"),
     ("compile", "client", "sender", "docket", "warrant", "opening", "inference", "pipeline", "health", "doorkeeper"),
     ("shadow", "bridge"),
     ("swap",),
