@@ -50,7 +50,8 @@ class CameraConfig(_Section, frozen=True):
 
     `policy` `every` looks at each frame and lets the camera wait, `latest` gives a waiting frame up for a newer one.
     A frame without a verdict `deadline_ms` after its reception is INCONCLUSIVE(late); with `clock` `synchronized` the
-    time runs from the camera's own time of exposure.
+    time runs from the camera's own time of exposure. `calibration` is a folder that `kizu camera` wrote, `rules` a rule
+    file.
     """
 
     name: Name
@@ -60,6 +61,8 @@ class CameraConfig(_Section, frozen=True):
     policy: Literal["every", "latest"] = "every"
     deadline_ms: Annotated[float, Meta(gt=0, le=600_000)] | None = None
     clock: Literal["free", "synchronized"] = "free"
+    calibration: _Text | None = None
+    rules: _Text | None = None
 
 
 class MetricsConfig(_Section, frozen=True):
@@ -178,6 +181,7 @@ def load_config(path: Path | str) -> EdgeConfig:
         bundle=str(folder / config.bundle),
         log=msgspec.structs.replace(config.log, path=str(folder / config.log.path)),
         security=_with_absolute_paths(config.security, folder),
+        cameras=tuple(_camera_with_absolute_paths(camera, folder) for camera in config.cameras),
     )
 
 
@@ -220,7 +224,7 @@ def _require_distinct_cameras(config: EdgeConfig, path: Path, text: str) -> None
     seen: set[str] = set()
     for index, camera in enumerate(config.cameras):
         if camera.name in seen:
-            where = _line_of(text, ["cameras", index, "name"])
+            where = line_of(text, ["cameras", index, "name"])
             raise ConfigError(
                 f"{path}:{where}: cameras.name {camera.name!r} is given twice; give each camera its own name"
             )
@@ -229,7 +233,7 @@ def _require_distinct_cameras(config: EdgeConfig, path: Path, text: str) -> None
 
 def _require_whole_security(security: SecurityConfig, path: Path, text: str) -> None:
     """Half of a protection is none, so it is refused."""
-    where = f"{path}:{_line_of(text, ['security'])}"
+    where = f"{path}:{line_of(text, ['security'])}"
     if (security.secret_key is None) != (security.peers is None):
         given, other = ("secret_key", "peers") if security.peers is None else ("peers", "secret_key")
         raise ConfigError(
@@ -241,6 +245,12 @@ def _require_whole_security(security: SecurityConfig, path: Path, text: str) -> 
             f"{where}: security.require_signature is true without security.signers; name the public key of whoever "
             "signs your bundles (`kizu keys signing NAME`), or a folder of such keys"
         )
+
+
+def _camera_with_absolute_paths(camera: CameraConfig, folder: Path) -> CameraConfig:
+    given = {"calibration": camera.calibration, "rules": camera.rules}
+    changes = {key: str(folder / value) for key, value in given.items() if value is not None}
+    return msgspec.structs.replace(camera, **changes)
 
 
 def _with_absolute_paths(security: SecurityConfig, folder: Path) -> SecurityConfig:
@@ -274,10 +284,10 @@ def _explained(error: msgspec.ValidationError, path: Path, text: str) -> ConfigE
         what = f"unknown key; {_suggestion(steps)}"
     elif "missing required field" in what and named:
         key = _dotted([*steps, named["name"]])
-        return ConfigError(f"{path}:{_line_of(text, steps)}: {key} is missing; {_next_step(key)}")
+        return ConfigError(f"{path}:{line_of(text, steps)}: {key} is missing; {_next_step(key)}")
     else:
         what = f"{what[:1].lower()}{what[1:]}; {_next_step(_dotted(steps))}"
-    return ConfigError(f"{path}:{_line_of(text, steps)}: {_dotted(steps)}: {what}")
+    return ConfigError(f"{path}:{line_of(text, steps)}: {_dotted(steps)}: {what}")
 
 
 def _steps(path: str) -> list[str | int]:
@@ -344,7 +354,7 @@ _ARRAY = re.compile(r"\s*\[\[(?P<name>[^\[\]]+)\]\]\s*(?:#.*)?")
 _KEY = re.compile(r"\s*(?P<name>[A-Za-z0-9_\"'.-]+)\s*=")
 
 
-def _line_of(text: str, steps: list[str | int]) -> int:
+def line_of(text: str, steps: list[str | int]) -> int:
     """The line on which the key at `steps` stands, or the nearest table around it; 1 when the file has neither."""
     places = _places(text)
     while steps:

@@ -23,10 +23,11 @@ import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from edge.admission import AllowList
-from edge.bundle import GoldenCheck, ModelBundle, check_golden, open_bundle
+from edge.bundle import GoldenCheck, InputSpec, ModelBundle, check_golden, open_bundle
+from edge.camera import open_camera
 from edge.clock import SystemClock
 from edge.compile import LOOSE
-from edge.config import EdgeConfig, load_config
+from edge.config import CameraConfig, EdgeConfig, load_config
 from edge.docket import terms_of
 from edge.doorkeeper import Doorkeeper
 from edge.errors import BundleError, ConfigError, KizuError
@@ -38,9 +39,12 @@ from edge.opening import EngineOpener
 from edge.payloads import FrameLimits
 from edge.pipeline import Pipeline
 from edge.protocols import Clock, Engine
+from edge.rules import load_rules
 from edge.signature import TrustStore
 from edge.sockets import LINGER_MS, Context, check_address, new_context
 from edge.stages.decide import Decide
+from edge.stages.flatfield import flat_field_of
+from edge.stages.measure import Measure
 from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
 from edge.stages.tile import Tiling, tiling_of
@@ -407,15 +411,38 @@ def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:
     if calibration.engine.split(" ")[0] != config.engine.backend:
         # A threshold is certified through the engine that gave the scores; nobody vouches for another's.
         calibration = msgspec.structs.replace(calibration, certified=False)
+    measures = {camera.name: _measure(camera, where) for camera in config.cameras}
     return Stages(
         line=config.line,
         input=manifest.input,
         geometry=manifest.map,
-        preprocess={camera.name: Preprocess(manifest.input, camera.roi_xywh) for camera in config.cameras},
+        preprocess={
+            camera.name: _preprocess(camera, manifest.input, measures[camera.name]) for camera in config.cameras
+        },
         segment=Segment(calibration.pixel_threshold, max(1, config.segment.min_area_px or calibration.min_area_px)),
         decide=Decide(calibration, bundle.model_id),
         tiling=_tiling(config, bundle, where),
+        measures=measures,
     )
+
+
+def _preprocess(camera: CameraConfig, spec: InputSpec, measure: Measure) -> Preprocess:
+    known = measure.camera
+    return Preprocess(spec, camera.roi_xywh, None if known is None else known.size, flat_field_of(known))
+
+
+def _measure(camera: CameraConfig, where: Path) -> Measure:
+    """The camera's calibration and rules, read and checked."""
+    with _named(where, f"cameras: {camera.name}: calibration"):
+        known = None if camera.calibration is None else open_camera(Path(camera.calibration))
+    with _named(where, f"cameras: {camera.name}: rules"):
+        rules = None if camera.rules is None else load_rules(Path(camera.rules))
+        if rules is not None and rules.in_mm and not (known is not None and known.has_scale):
+            raise ConfigError(
+                f"{camera.rules}: {rules.in_mm} is in millimeters, but the camera has no scale; name a calibration "
+                "that has one (`kizu camera --plane` or `--mm-per-px`), or give pixels"
+            )
+    return Measure(known, rules)
 
 
 def _tiling(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Tiling | None:

@@ -21,6 +21,7 @@ from edge.metrics import Metrics
 from edge.protocols import Clock, Engine, Ticket
 from edge.stages.decide import Decide
 from edge.stages.infer import Batch, MicroBatcher, to_map
+from edge.stages.measure import Measure
 from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
 from edge.stages.tile import Stitch, TileInput, Tiling
@@ -37,6 +38,7 @@ GOOD_BEFORE_FORGIVEN: Final = 100
 _BACKOFF_S: Final = 1.0
 _LONGEST_BACKOFF_S: Final = 60.0
 _IDLE_TIMEOUT_S: Final = 0.25
+_AS_IT_IS: Final = Measure()
 _LOST: Final = "the engine failed and could not be opened again yet; the daemon's log says why"
 
 
@@ -44,8 +46,8 @@ _LOST: Final = "the engine failed and could not be opened again yet; the daemon'
 class Stages:
     """What is done to a frame: preprocessing by camera, geometry, segmentation, decision, and the line's name.
 
-    `tiling` is `tile.tiling_of` the bundle: None if and only if its frames are resized. `stamp` sees each verdict
-    before it is logged, in the verdict thread, and may take its certificate away.
+    `tiling` is `tile.tiling_of` the bundle: None if and only if its frames are resized. `measures` are scale and rules
+    by camera. `stamp` sees each verdict before it is logged, in the verdict thread, and may take its certificate away.
     """
 
     line: str
@@ -56,6 +58,7 @@ class Stages:
     decide: Decide
     tiling: Tiling | None = None
     stamp: Callable[[Verdict], Verdict] = lambda verdict: verdict
+    measures: Mapping[str, Measure] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.tiling is None) == (self.input.fit == "tile"):
@@ -100,7 +103,9 @@ def judged(
     except EngineError as error:
         return stages.decide.inconclusive(frame, Reason.ENGINE, str(error)[:MAX_DETAIL])
     height, width = frame.image.shape[:2]
-    return stages.decide.verdict(frame, anomaly_map, stages.segment(anomaly_map, (height, width)))
+    measure = stages.measures.get(frame.id.camera, _AS_IT_IS)
+    regions = measure.segment(stages.segment)(anomaly_map, (height, width))
+    return measure(stages.decide.verdict(frame, anomaly_map, regions), stages.segment.min_area_px)
 
 
 @dataclass(slots=True, eq=False)

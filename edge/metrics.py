@@ -32,10 +32,10 @@ STAGES: Final = ("preprocess", "engine", "segment", "commit", "total")
 QUEUES: Final = ("inference", "verdict", "log")
 STATES: Final = ("starting", "ready", "degraded", "stalled", "stopping")
 
+_JUDGED: Final = (Decision.ACCEPT, Decision.REJECT)
 VERDICTS: Final = (
-    (Decision.ACCEPT.value, Reason.SCORE.value),
-    (Decision.REJECT.value, Reason.SCORE.value),
-    *((Decision.INCONCLUSIVE.value, reason.value) for reason in Reason if reason is not Reason.SCORE),
+    *((decision.value, reason.value) for reason in Reason if reason.is_judged for decision in _JUDGED),
+    *((Decision.INCONCLUSIVE.value, reason.value) for reason in Reason if not reason.is_judged),
 )
 """Every (decision, reason) that a verdict can have."""
 

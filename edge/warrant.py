@@ -18,7 +18,7 @@ from edge.bundle import ScoreCalibration
 from edge.errors import ConfigError
 from edge.protocols import Clock
 from edge.stages.watch import Watch, WatchSettings
-from edge.types import Reason, Verdict
+from edge.types import Verdict
 
 _MAX_NOTE_BYTES: Final = 64 * 1024
 
@@ -63,7 +63,7 @@ class Warrant:
 
     def stamp(self, verdict: Verdict) -> Verdict:
         """Let the watch look at a verdict; the same, but not certified, if the warrant is void by now."""
-        if self.void is None and verdict.reason is Reason.SCORE and verdict.score is not None:
+        if self.void is None and verdict.reason.is_judged and verdict.score is not None:
             self._observe(verdict.frame_id.camera, verdict.score)
         return verdict if self.void is None else replace(verdict, certified=False)
 

@@ -18,11 +18,13 @@ PACKAGES = ("edge", "calib", "trainer")
 ORDER = [
     ("errors",),
     ("run_kernels", "image_headers", "bundle_files", "model_file", "ring", "graph", "keys", "admission"),
+    ("flat_kernels",),
     ("signature",),
     ("images",),
     ("masks",),
     ("types",),
     ("clock", "payloads", "events", "config", "bundle"),
+    ("camera", "rules"),
     ("protocols",),
     ("wire",),
     ("metrics",),

@@ -138,6 +138,8 @@ def test_the_example_loads_as_it_stands_and_with_every_comment_taken_away(tmp_pa
         "roi_xywh = [64, 0, 512, 480]": "",
         "min_area_px = 16": "",
         "deadline_ms = 100.0": "",
+        'calibration = "right.camera"': "",
+        'rules = "right.rules.toml"': "",
         'control_address = "ipc:///run/kizu/line-1.control"': "",
         "retain_days = 365": "",
         "retain_bytes = 10737418240": "",
