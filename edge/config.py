@@ -110,6 +110,18 @@ class WatchConfig(_Section, frozen=True):
     reject_share: Annotated[float, Meta(gt=0, lt=0.125)] = 0.05
 
 
+class ChallengeConfig(_Section, frozen=True):
+    """[challenge]: a folder of samples known to be good and to be bad, which the line must tell apart.
+
+    Taken at the start, every `every_hours` and by `kizu challenge`. While it is `required` and not passed, the line is
+    not ready and every frame is INCONCLUSIVE(challenge). None for `dir`: no challenge.
+    """
+
+    dir: _Text | None = None
+    every_hours: Annotated[float, Meta(gt=0, le=10_000)] | None = None
+    required: bool = True
+
+
 class LimitsConfig(_Section, frozen=True):
     """[limits]: the largest picture that is looked at; what is larger becomes INCONCLUSIVE(unreadable)."""
 
@@ -155,6 +167,7 @@ class EdgeConfig(_Section, frozen=True):
     limits: LimitsConfig = LimitsConfig()
     watch: WatchConfig = WatchConfig()
     security: SecurityConfig = SecurityConfig()
+    challenge: ChallengeConfig = ChallengeConfig()
 
 
 def load_config(path: Path | str) -> EdgeConfig:
@@ -175,12 +188,14 @@ def load_config(path: Path | str) -> EdgeConfig:
         raise _explained(error, path, text) from None
     _require_distinct_cameras(config, path, text)
     _require_whole_security(config.security, path, text)
+    _require_whole_challenge(config, path, text)
     folder = path.absolute().parent
     return msgspec.structs.replace(
         config,
         bundle=str(folder / config.bundle),
         log=msgspec.structs.replace(config.log, path=str(folder / config.log.path)),
         security=_with_absolute_paths(config.security, folder),
+        challenge=_challenge_with_absolute_path(config.challenge, folder),
         cameras=tuple(_camera_with_absolute_paths(camera, folder) for camera in config.cameras),
     )
 
@@ -193,6 +208,7 @@ def keys() -> frozenset[str]:
 
 _TABLES: Final[dict[str, type[_Section]]] = {
     "batching": BatchingConfig,
+    "challenge": ChallengeConfig,
     "cameras": CameraConfig,
     "engine": EngineConfig,
     "limits": LimitsConfig,
@@ -245,6 +261,22 @@ def _require_whole_security(security: SecurityConfig, path: Path, text: str) -> 
             f"{where}: security.require_signature is true without security.signers; name the public key of whoever "
             "signs your bundles (`kizu keys signing NAME`), or a folder of such keys"
         )
+
+
+def _require_whole_challenge(config: EdgeConfig, path: Path, text: str) -> None:
+    where = f"{path}:{line_of(text, ['challenge'])}"
+    if config.challenge.dir is None and config.challenge != ChallengeConfig():
+        raise ConfigError(
+            f"{where}: [challenge] without dir: name the folder that holds good/ and bad/ samples, or remove the table"
+        )
+    if config.challenge.dir is not None and any(camera.name == "challenge" for camera in config.cameras):
+        raise ConfigError(f"{where}: a camera is called challenge, the name of the challenge's own events; rename it")
+
+
+def _challenge_with_absolute_path(challenge: ChallengeConfig, folder: Path) -> ChallengeConfig:
+    if challenge.dir is None:
+        return challenge
+    return msgspec.structs.replace(challenge, dir=str(folder / challenge.dir))
 
 
 def _camera_with_absolute_paths(camera: CameraConfig, folder: Path) -> CameraConfig:

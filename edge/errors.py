@@ -18,6 +18,7 @@
     ├── SinkError
     │   ├── SinkFull            the stated bound is reached; nothing was dropped
     │   └── LogError            the event log cannot keep its promise
+    ├── ChallengeError          known samples are not answered as they should be
     ├── TrainingError           training cannot go on (diverged, wrong checkpoint)
     ├── ParityError             two backends disagree beyond the stated tolerance
     └── CalibrationError        the sample cannot support what was asked
@@ -122,6 +123,10 @@ class SinkFull(SinkError):
 
 class LogError(SinkError):
     """The event log cannot keep its promise (disk full, failed sync, damaged file)."""
+
+
+class ChallengeError(KizuError):
+    """Samples known to be good or bad are not answered as they should be."""
 
 
 class TrainingError(KizuError):

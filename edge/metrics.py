@@ -29,8 +29,9 @@ FrameKey = tuple[str, int, int]
 STAGES: Final = ("preprocess", "engine", "segment", "commit", "total")
 """Stage labels: `engine` is a batch's submission to answer, `commit` verdict to durable, `total` all of it."""
 
+CHALLENGE_RESULTS: Final = ("passed", "failed")
 QUEUES: Final = ("inference", "verdict", "log")
-STATES: Final = ("starting", "ready", "degraded", "stalled", "stopping")
+STATES: Final = ("starting", "ready", "withheld", "degraded", "stalled", "stopping")
 
 _JUDGED: Final = (Decision.ACCEPT, Decision.REJECT)
 VERDICTS: Final = (
@@ -232,6 +233,17 @@ class Metrics:
             ["camera"],
             registry=registry,
         )
+        self._challenges = Counter("kizu_challenges", "Challenges taken, by result.", ["result"], registry=registry)
+        self.challenge_passed = Gauge(
+            "kizu_challenge_passed",
+            "1 if the last challenge was passed, or none is configured; 0 before the first.",
+            registry=registry,
+        )
+        self.challenge_at = Gauge(
+            "kizu_challenge_timestamp_seconds",
+            "Unix time of the last challenge; 0 before the first.",
+            registry=registry,
+        )
         self._discarded = Counter(
             "kizu_results_discarded",
             "Engine results that came after their frame was late or displaced; the verdict stood.",
@@ -248,6 +260,9 @@ class Metrics:
             self._duplicates.labels(camera)
             self._discarded.labels(camera)
             self._evidence.labels(camera)
+        for result in CHALLENGE_RESULTS:
+            self._challenges.labels(result)
+        self.challenge_passed.set(1)
         for queue in QUEUES:
             self._depth.labels(queue)
         self.set_state("starting")
@@ -271,6 +286,12 @@ class Metrics:
     def set_evidence(self, camera: str, evidence: float) -> None:
         """Note how far a camera's watch is, 0 to 1."""
         self._evidence.labels(camera).set(evidence)
+
+    def challenge(self, passed: bool, at_ns: int) -> None:
+        """Note a challenge's result."""
+        self._challenges.labels("passed" if passed else "failed").inc()
+        self.challenge_passed.set(passed)
+        self.challenge_at.set(at_ns / 1e9)
 
     def discard(self, camera: str) -> None:
         """Count a result that came after its frame's verdict."""

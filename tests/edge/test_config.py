@@ -140,6 +140,8 @@ def test_the_example_loads_as_it_stands_and_with_every_comment_taken_away(tmp_pa
         "deadline_ms = 100.0": "",
         'calibration = "right.camera"': "",
         'rules = "right.rules.toml"': "",
+        'dir = "samples"': "",
+        "every_hours = 8.0": "",
         'control_address = "ipc:///run/kizu/line-1.control"': "",
         "retain_days = 365": "",
         "retain_bytes = 10737418240": "",
