@@ -6,7 +6,7 @@ Owns the figures' schema. `docs/evaluation.md` describes the JSON; figures and i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,10 +116,12 @@ def evaluate_bundle(
     maps: Path | None = None,
     skip_bad: bool = False,
     refine: bool = True,
+    on_judged: Callable[[Sequence[Judged]], None] = lambda judged: None,
 ) -> Evaluation:
     """Score the test set in `data` with `bundle` and return every figure; write a map per image into `maps` if given.
 
-    Without `refine`, dense everywhere also where the bundle has a coarse graph.
+    Without `refine`, dense everywhere also where the bundle has a coarse graph. `on_judged` gets every image with its
+    answer, for whoever wants to draw them.
 
     Raises:
         CommandError: ``maps`` of a bundle that gives one number an image.
@@ -148,6 +150,7 @@ def evaluate_bundle(
                 _write_map(maps, judged[-1])
         name = f"{engine.spec.name} {engine.spec.version} {engine.spec.device}"
         refined = (engine.tiles, engine.tiles_refined) if isinstance(engine, RefineEngine) else (None, None)
+    on_judged(judged)
     good = [digest for digest, image in zip(digests, images, strict=True) if image.is_good]
     digest = data_sha256(zip((image.name for image in images), digests, strict=True))
     found = judge(bundle, judged, engine=name, data=str(data), digest=digest, warnings=_bundle_notes(bundle, good))
@@ -249,9 +252,7 @@ def _bundle_notes(bundle: ModelBundle, good_digests: Sequence[str]) -> list[str]
             f"certify it with `kizu calibrate {bundle.path} --good DIR --false-rejects RATE --out BUNDLE`"
         )
     if _one_number(bundle):
-        notes.append(
-            "this bundle gives one number an image and no map: pixel figures only say how it ranks images"
-        )
+        notes.append("this bundle gives one number an image and no map: pixel figures only say how it ranks images")
     certificate = bundle.provenance.get("score_calibration")
     for use, known in (
         ("trained on", bundle.provenance.get("training_files")),

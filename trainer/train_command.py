@@ -214,7 +214,8 @@ def _require_joinable(job: _Job) -> None:
     if job.fit == "tile" and not job.learner.local:
         # A tile's own mean, say, differs from its neighbor's: the stitched map would have seams.
         raise CommandError(
-            "--fit tile needs a map whose cells do not depend on the whole picture: use center = none, a metric other "
+            f"--fit tile needs a map whose cells do not depend on the whole picture, and those of {job.learner.name} "
+            "do with these settings; use --fit resize, or drocc, or student-teacher with center = none, a metric other "
             "than placed, no auto-encoder, and one scale or --set pad=zero with one stride"
         )
     tiling_of(_input_spec(job, 1), job.learner.map_geometry(job.config.size_px, job.config.size_px))
@@ -262,7 +263,8 @@ def _print_data(found: TrainingSet, split: Split) -> None:
 
 def _learn(job: _Job, *, steps: int | None, minutes: float | None, resume: bool) -> tuple[Schedule, Outcome]:
     """Train; the returned schedule says how many steps `--minutes` came to."""
-    from trainer.loop import Outcome, TerminalReporter, checkpoint_progress, plan_steps, run_training, stop_on_signals
+    from trainer.loop import Outcome, checkpoint_progress, plan_steps, run_training
+    from trainer.progress import TerminalReporter, stop_on_signals
 
     checkpoint = checkpoint_path(job.out)
     frames = job.found.take(job.split.train)
@@ -317,6 +319,7 @@ def _finish(job: _Job, schedule: Schedule, outcome: Outcome) -> None:
     from trainer.data import digest_of
     from trainer.export import MAX_BATCH, BundleFacts, export_bundle
     from trainer.refine import describe
+    from trainer.training_page import FILE, training_page
 
     found, split = job.found, job.split
     job.learner.fit_statistics(found.take(split.statistics))
@@ -328,12 +331,15 @@ def _finish(job: _Job, schedule: Schedule, outcome: Outcome) -> None:
         calibration_sha256=digest_of(found, split.threshold),
         statistics_shared=split.shared,
         provenance=_provenance(job, schedule, outcome),
-        report={},
     )
     whole = found.paths(split.threshold) if job.fit == "tile" else None
     held_out = found.take(split.threshold)
-    bundle = export_bundle(job.learner, job.out, facts, held_out=held_out, whole_images=whole, refine=job.refine)
+    bundle = export_bundle(
+        job.learner, job.out, facts, held_out=held_out, whole_images=whole, refine=job.refine,
+        report=lambda draft: {FILE: training_page(draft, outcome.curve).encode()},
+    )  # fmt: skip
     print(f"wrote {job.out}, model {bundle.model_id[:12]}, after {outcome.elapsed_s / 60:.1f} min of training")
+    print(f"what it learned, as a page: {job.out / 'report' / FILE}")
     print(
         f"provisional threshold {bundle.calibration.threshold:.4g} from {len(split.threshold)} good images, not "
         f"certified; next: kizu calibrate {job.out} --good DIR --false-rejects RATE --out BUNDLE"
@@ -378,9 +384,20 @@ def _provenance(job: _Job, schedule: Schedule, outcome: Outcome) -> dict[str, An
             "steps": outcome.steps,
             "seconds": round(outcome.elapsed_s, 1),
             "curve": [[point.step, point.loss, point.held_out_loss] for point in outcome.curve],
+            **_only_some_have(outcome),
         },
         "versions": versions(),
     }
+
+
+def _only_some_have(outcome: Outcome) -> dict[str, Any]:
+    """The terms of a loss that has several, and the step whose weights were kept where patience chose one."""
+    found: dict[str, Any] = {}
+    if any(point.terms for point in outcome.curve):
+        found["terms"] = [point.terms for point in outcome.curve]
+    if outcome.best_step is not None:
+        found["best_step"] = outcome.best_step
+    return found
 
 
 def versions() -> dict[str, str]:

@@ -77,6 +77,7 @@ def test_another_method_becomes_a_bundle_by_the_same_command(place: Path, method
         ("drocc-lf", [], "--bad DIR"),
         ("drocc-lf", ["--bad", "bad", "--fit", "tile"], "leave out --fit tile"),
         ("fcdd", ["--set", "bad=bad", "--aspect", "keep"], "leave out --aspect keep"),
+        ("fcdd", ["--set", "patience=x"], "patience"),
         ("drocc", ["--preset", "line"], "dense"),
         ("crocc", [], "drocc-lf"),
     ],
@@ -127,12 +128,14 @@ def test_a_bad_part_that_is_tested_with_or_called_good_is_refused_under_any_name
     assert isinstance(error, DataError) and "another-name.png" in str(error)
 
 
-def test_every_method_has_presets_whose_settings_can_be_changed() -> None:
+def test_every_method_has_presets_that_take_the_common_settings() -> None:
     """A name on the command line without settings, or settings without a method, would be found by a user."""
     assert METHODS.keys() == PRESETS.keys()
-    for method in METHODS:
-        config = choose_preset(method, None)
-        assert override(config, ["size_px=128"]).size_px == 128
+    for method, presets in PRESETS.items():
+        assert choose_preset(method, None) is next(iter(presets.values()))
+        changed = override(choose_preset(method, None), ["size_px=128", "patience=3", "epochs=1", "min_steps=9"])
+        schedule = changed.schedule(1)
+        assert (changed.size_px, schedule.patience, schedule.steps) == (128, 3, 9)
 
 
 def test_none_is_no_value_except_where_it_is_a_choice() -> None:

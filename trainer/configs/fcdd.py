@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from edge.errors import CommandError
 from trainer.augment import Augment
-from trainer.config import Decay, Schedule
+from trainer.config import Decay, Schedule, schedule_of
 from trainer.fcdd_nets import Network
 from trainer.heatmap import Kernel
 
@@ -61,6 +61,7 @@ class FcddConfig:
     learning_rate: float = 1e-3  # [I]
     weight_decay: float = 1e-4  # [I]
     decay: Decay = "cosine"  # [C]; [I]: x 0.985 an epoch
+    patience: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
@@ -88,14 +89,7 @@ class FcddConfig:
 
     def schedule(self, images: int) -> Schedule:
         """The schedule for a training set of ``images``."""
-        steps = math.ceil(self.epochs * images / self.batch_size)
-        return Schedule(
-            steps=min(max(steps, self.min_steps), self.max_steps),
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            decay=self.decay,
-        )
+        return schedule_of(self, images)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form for checkpoints and provenance."""

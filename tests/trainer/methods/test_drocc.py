@@ -62,7 +62,7 @@ def trained(config: DroccConfig, frames: Frames, kind: type[Drocc] = Drocc) -> D
 def facts(method: Drocc, frames: Frames) -> BundleFacts:
     spec = InputSpec(height=frames.shape[1], width=frames.shape[2], channels=3, max_batch=4)
     provenance = {"method": method.describe()}
-    return BundleFacts("tiny", method.name, method.config.preset, spec, "d" * 64, True, provenance, {})
+    return BundleFacts("tiny", method.name, method.config.preset, spec, "d" * 64, True, provenance)
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_GRID], ids=["dense", "paper"])

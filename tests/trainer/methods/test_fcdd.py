@@ -337,7 +337,7 @@ def test_training_lowers_the_loss_and_the_bundle_marks_planted_confetti(
     method = Fcdd(config, seed=1)
     outcome = run_training(method, photos[:8], photos[8:], replace(config.schedule(8), steps=40), seed=1, identity={})
     method.fit_statistics(photos[8:])
-    facts = BundleFacts("fcdd", "fcdd", preset, InputSpec(128, 128, 3, 4), "0" * 64, True, {}, {})
+    facts = BundleFacts("fcdd", "fcdd", preset, InputSpec(128, 128, 3, 4), "0" * 64, True, {})
     bundle = export_bundle(method, tmp_path / "bundle", facts, held_out=photos[8:])
 
     with open_engine(bundle, backend="openvino") as engine:
