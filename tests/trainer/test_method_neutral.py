@@ -46,18 +46,23 @@ def run(place: Path, method: str, *extra: str, size: int | None = 64) -> Result:
     return CliRunner().invoke(app, [method, *options, *([] if size is None else ["--size", str(size)]), *extra])
 
 
+CHEAP = ["--set", "crops=2", "--set", "ascent_steps=1"]
+
+
 @pytest.mark.parametrize(
-    ("method", "preset", "bad"),
+    ("method", "preset", "bad", "more"),
     [
-        ("drocc", "dense", False),
-        ("drocc-lf", "dense", True),
-        ("fcdd", "confetti", True),
-        ("fcdd", "confetti-masks", True),
+        ("drocc", "dense", False, CHEAP),
+        ("drocc-lf", "dense", True, CHEAP),
+        ("fcdd", "confetti", True, []),
+        ("fcdd", "confetti-masks", True, []),
     ],
 )
-def test_another_method_becomes_a_bundle_by_the_same_command(place: Path, method: str, preset: str, bad: bool) -> None:
+def test_another_method_becomes_a_bundle_by_the_same_command(
+    place: Path, method: str, preset: str, bad: bool, more: list[str]
+) -> None:
     """Trained, exported, and its golden frames agree in the line's engine; bad parts are named by digest."""
-    result = run(place, method, "--preset", preset, *(["--bad", str(place / "bad")] if bad else []))
+    result = run(place, method, "--preset", preset, *more, *(["--bad", str(place / "bad")] if bad else []))
 
     assert result.exit_code == 0, (result.output, result.exception)
     bundle = open_bundle(place / "bundle")
