@@ -19,6 +19,7 @@
     │   ├── SinkFull            the stated bound is reached; nothing was dropped
     │   ├── LogError            the event log cannot keep its promise
     │   └── LabelError          a person's label could not be saved
+    ├── ChallengeError          known samples are not answered as they should be
     ├── TrainingError           training cannot go on (diverged, wrong checkpoint)
     ├── ParityError             two backends disagree beyond the stated tolerance
     └── CalibrationError        the sample cannot support what was asked
@@ -127,6 +128,10 @@ class LogError(SinkError):
 
 class LabelError(SinkError):
     """A person's label could not be made durable."""
+
+
+class ChallengeError(KizuError):
+    """Samples known to be good or bad are not answered as they should be."""
 
 
 class TrainingError(KizuError):
