@@ -33,6 +33,9 @@ def evaluate(
     refine: Annotated[
         bool, typer.Option(help="Look with the bundle's coarse graph first, as a line does; or densely everywhere.")
     ] = True,
+    camera: Annotated[
+        str | None, typer.Option(help="Whose pictures these are, if the bundle has thresholds by camera.")
+    ] = None,
 ) -> None:
     """Judge a bundle on labeled images: AUROC, AU-PRO, false rejects and escapes, overall and per defect kind."""
     # SciPy and numba take a second to load: not for `--help`.
@@ -44,7 +47,9 @@ def evaluate(
     engine = require_backend(backend, CommandError)
     _check_targets(json, maps)
     opened = open_bundle(bundle)
-    result = evaluate_bundle(opened, data, backend=engine, maps=maps, skip_bad=skip_bad_images, refine=refine)
+    result = evaluate_bundle(
+        opened, data, backend=engine, maps=maps, skip_bad=skip_bad_images, refine=refine, camera=camera
+    )
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(table(result), err=json == "-")

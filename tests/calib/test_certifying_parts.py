@@ -260,6 +260,15 @@ def test_each_camera_has_its_certificate(bundle: Path, invoke: Invoke, tmp_path:
     assert set(calibration.cameras) == {"left", "right"}
     assert calibration.of("left").threshold < 0.3 < calibration.of("right").threshold == calibration.threshold
     assert calibration.of("left").certified and not calibration.of("top").certified
+    test_set = tmp_path / "data"
+    for place in range(3):
+        save(test_set / "test" / "good" / f"{place}.png", gray(rng))
+    for camera, threshold in (("left", 0.3), ("right", 0.7)):
+        options = ("--backend", "fake", "--json", "-", "--camera", camera)
+        found = json.loads(invoke(evaluate, tmp_path / "line", "--data", test_set, *options).stdout)
+        assert found["certified"] and found["threshold"] < threshold
+    with pytest.raises(CommandError, match="for the cameras left, right; say with --camera"):
+        invoke(evaluate, tmp_path / "line", "--data", test_set, "--backend", "fake")
     assert "at most 10% of good parts are rejected by any of them has 80% confidence" in result.stderr
     assert (tmp_path / "line.certificate.html").read_text().count("Camera right") == 3
 
