@@ -16,32 +16,41 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from edge.admission import AllowList
-from edge.bundle import GoldenCheck, ModelBundle, check_golden, open_bundle
+from edge.bundle import GoldenCheck, InputSpec, ModelBundle, check_golden, open_bundle
+from edge.camera import open_camera
 from edge.cameras import calibration_of_line, segments_of_line, uncertified, zones_of_line
+from edge.challenge import KIND, Sample, find_samples, probe_name, take_apart
+from edge.challenge_duty import duty_of
 from edge.clock import SystemClock
 from edge.compile import LOOSE
-from edge.config import EdgeConfig, load_config
+from edge.config import LOOPBACK, CameraConfig, EdgeConfig, load_config
 from edge.docket import terms_of
 from edge.doorkeeper import Doorkeeper
-from edge.errors import BundleError, ConfigError, KizuError
+from edge.errors import BundleError, ChallengeError, ConfigError, KizuError
+from edge.gpu_metrics import find_gpus
 from edge.health import Notifier, State, state_of
 from edge.inference import Stages
 from edge.keys import ServerKeys, load_server
-from edge.metrics import Metrics, MetricsServer
+from edge.login import load_login
+from edge.metrics import Metrics
+from edge.metrics_server import MetricsServer, load_certificate
 from edge.opening import EngineOpener
 from edge.payloads import FrameLimits
 from edge.pipeline import Pipeline
 from edge.protocols import Clock, Engine
+from edge.rules import load_rules
 from edge.signature import TrustStore
 from edge.sockets import LINGER_MS, Context, check_address, new_context
 from edge.stages.decide import Decide
+from edge.stages.flatfield import flat_field_of
+from edge.stages.measure import Measure
 from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
 from edge.stages.tile import Tiling, tiling_of
@@ -52,8 +61,10 @@ from edge.warrant import Void, Warrant
 
 STOP_TIMEOUT_S: Final = 20.0
 _TICK_S: Final = 0.2
+_NOT_YET_S: Final = 60.0
 
 Warn = Callable[[str, Mapping[str, object]], None]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +114,7 @@ def check(config: EdgeConfig, where: Path) -> dict[str, str | int | float | bool
     check_peers(config, where)
     bundle = _open_bundle(config, where)
     make_stages(config, bundle, where)
+    find_challenge(config, where)
     opener = EngineOpener(config, bundle)
     with opener.open() as engine:
         golden = check_engine(config, bundle, engine)
@@ -154,12 +166,16 @@ def serve(
         registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
-        metrics = Metrics(registry, names, clock)
-        with _named(where, "metrics"):
-            server = opened.enter_context(MetricsServer(registry, config.metrics.host, config.metrics.port))
+        deadlines_s = {camera.name: camera.deadline_ms / 1e3 for camera in config.cameras if camera.deadline_ms}
+        metrics = Metrics(registry, names, clock, deadlines_s)
+        metrics.set_build(config.line)
+        if gpus := find_gpus():
+            registry.register(gpus)
+        server = opened.enter_context(open_metrics(config, where, registry, metrics))
         bundle = _open_bundle(config, where)
         opener = _opener(config, bundle, metrics, warn)
         stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
+        find_challenge(config, where)
         _warn_of_bundle(config, bundle, warn)
         pipeline: Pipeline | None = None
 
@@ -170,16 +186,23 @@ def serve(
 
         # Twice what can be in flight: frames of a camera's earlier epoch may still be there.
         capacity = config.window * len(names)
+        log_capacity = max(1024, 2 * capacity)
+        metrics.set_capacity("log", log_capacity)
         with _named(where, "log.path"):
-            days = config.log.retain_days
+            days, keep_days = config.log.retain_days, config.log.keep_for_subscribers_days
             event_log = EventLog(
                 Path(config.log.path),
                 clock,
-                capacity=max(1024, 2 * capacity),
+                capacity=log_capacity,
                 on_failure=log_failed,
                 on_group=metrics.observe_group,
-                retention=Retention(config.log.retain_bytes, None if days is None else days * 86400),
+                retention=Retention(
+                    config.log.retain_bytes,
+                    None if days is None else days * 86400,
+                    None if keep_days is None else keep_days * 86400,
+                ),
             )
+        event_log.on_passed = _passer(metrics, warn)
         opened.callback(event_log.close)
         keys = open_keys(config, where)
         context = new_context()
@@ -206,6 +229,7 @@ def serve(
                 on_bound=lambda made: door.watch(made, "events"),
             )
         opened.callback(publisher.close)
+        door.when_removed("subscribe", publisher.renew)
         replay: ReplayServer | None = None
         if config.replay_address is not None:
             with _named(where, "replay_address"):
@@ -218,6 +242,7 @@ def serve(
                     context=context,
                     keys=keys,
                     on_bound=lambda made: door.watch(made, "replay"),
+                    stands=lambda owner: door.stands(owner, "replay"),
                 )
             opened.callback(replay.close)
 
@@ -227,8 +252,10 @@ def serve(
             metrics.log_bytes.set(event_log.size_bytes)
             metrics.log_removed_through.set(event_log.removed_through)
             metrics.set_lags(event_log.head, event_log.cursors())
-            metrics.replayed.set(0 if replay is None else replay.served)
-            metrics.rejects_dropped.set(0 if rejects is None else rejects.dropped)
+            metrics.set_replayed(0 if replay is None else replay.served)
+            metrics.set_rejects_dropped(0 if rejects is None else rejects.dropped)
+            metrics.set_substitute(opener.fallback is not None)
+            metrics.set_log_disk(config.log.path)
 
         with warming_masks():
             engine = opener.open()
@@ -243,6 +270,12 @@ def serve(
             return fresh
 
         metrics.set_model(bundle.model_id, bundle.manifest, stages.decide.calibration.certified)
+
+        def linked(camera: str, connected: bool) -> None:
+            metrics.set_connected(camera, connected)
+            tell = log.info if connected else log.warning
+            tell("camera connected" if connected else "camera lost", camera=camera)
+
         with _named(where, "frames_address"):
             source = ZeroMqSource(
                 config.frames_address,
@@ -253,6 +286,8 @@ def serve(
                 acked_through=event_log.acked_through,
                 on_refused=metrics.refuse,
                 on_duplicate=metrics.duplicate,
+                on_link=linked,
+                on_reconnect=metrics.reconnect,
                 limits=FrameLimits(
                     max_pixels=config.limits.max_pixels, max_payload_bytes=config.limits.max_payload_bytes
                 ),
@@ -260,6 +295,7 @@ def serve(
                 context=context,
                 keys=keys,
                 on_bound=lambda made: door.watch(made, "frames"),
+                stands=lambda owner: door.stands(owner, "camera"),
             )
         pipeline = Pipeline(
             source=source,
@@ -277,7 +313,16 @@ def serve(
             terms={camera.name: terms_of(camera) for camera in config.cameras},
             on_reject=(lambda frame_id, image: None) if rejects is None else rejects.put,
         )
-        pipeline.start()
+        challenge = duty_of(
+            config, lambda: find_challenge(config, where), pipeline, event_log, publisher, metrics, clock, warn
+        )
+        pipeline.start(reading=challenge is None or not config.challenge.required)
+
+        def promoted(model: Model) -> None:
+            metrics.set_model(model.model_id, model.manifest, model.certified)
+            if challenge is not None:
+                challenge.ask()
+
         with _named(where, "control_address"):
             desk = SwapDesk(
                 config.control_address or default_control_address(config),
@@ -286,7 +331,8 @@ def serve(
                     msgspec.structs.replace(config, bundle=path), where, metrics, clock, warn
                 ),
                 configured=lambda: load_config(where).bundle,
-                promoted=lambda model: metrics.set_model(model.model_id, model.manifest, model.certified),
+                promoted=promoted,
+                others={} if challenge is None else {KIND: lambda: msgspec.json.encode(challenge.now())},
                 cameras=tuple(names),
                 max_batch=config.batching.max_batch,
                 clock=clock,
@@ -299,7 +345,7 @@ def serve(
             frames_address=source.address,
             events_address=publisher.address,
             replay_address=None if replay is None else replay.address,
-            metrics_url=f"http://{config.metrics.host}:{server.port}/metrics",
+            metrics_url=f"{'http' if config.metrics.certificate is None else 'https'}://{config.metrics.host}:{server.port}/metrics",
             model_id=bundle.model_id,
             certified=stages.decide.calibration.certified,
             backend=f"{engine.spec.name} {engine.spec.version}",
@@ -307,15 +353,23 @@ def serve(
             golden_share_of_tolerance=None if golden is None else golden.max_rel_of_tolerance,
             startup_s=round(time.monotonic() - started, 3),
         )
-        try:
+
+        def announce() -> None:
             log.info("ready", **msgspec.to_builtins(ready))
             notifier.ready()
             on_ready(ready)
-            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, sample_log, opener)
+
+        try:
+            if challenge is not None:
+                challenge.start()
+            gate = _Gate(announce, lambda: challenge is None or challenge.is_clear)
+            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, sample_log, opener, gate)
         finally:
             notifier.stopping()
             metrics.set_state("stopping")
             desk.close()
+            if challenge is not None:
+                challenge.close()
             pipeline.stop(STOP_TIMEOUT_S)
             log.info("stopped", signal=stop.signal, verdicts=metrics.frames.judged, failure=pipeline.failure)
         if pipeline.failure is not None:
@@ -332,12 +386,13 @@ def _watch(
     log: Any,
     sample_log: Callable[[], None],
     opener: EngineOpener,
+    gate: _Gate,
 ) -> None:
     """The main thread's loop: heads, queue depths, state and watchdog, a few times per second."""
     state: State | None = None
-    told_ns = 0
-    while not stop.event.wait(_TICK_S) and not pipeline.ended:
-        publisher.tick()
+    told_ns = asked_ns = 0
+    while gate.look() and not stop.event.wait(_TICK_S) and not pipeline.ended:
+        publisher.tick("" if state is None else state.value, opener.fallback or "")
         pipeline.sample_queues()
         sample_log()
         now_ns = clock.monotonic_ns()
@@ -347,11 +402,30 @@ def _watch(
             metrics.set_state(new.value)
             notifier.status(new.value if opener.fallback is None else f"{new.value}: no GPU ({opener.fallback})")
             state = new
+        if not gate.told and now_ns - asked_ns >= _NOT_YET_S / 2 * 1e9:
+            notifier.not_yet(_NOT_YET_S)
+            asked_ns = now_ns
         # A stalled line keeps silent, so that systemd restarts it.
         due_s = None if notifier.watchdog_s is None else notifier.watchdog_s / 3
         if due_s is not None and state is not State.STALLED and now_ns - told_ns >= due_s * 1e9:
             notifier.watchdog()
             told_ns = now_ns
+
+
+@dataclass(slots=True)
+class _Gate:
+    """Tells once that the line is ready, when nothing withholds it any more."""
+
+    announce: Callable[[], None]
+    is_clear: Callable[[], bool]
+    told: bool = False
+
+    def look(self) -> bool:
+        """Tell if it is time; always true, for a loop's condition."""
+        if not self.told and self.is_clear():
+            self.told = True
+            self.announce()
+        return True
 
 
 @contextmanager
@@ -388,6 +462,19 @@ def _warner(log: Any) -> Warn:
     return lambda text, fields: log.warning(text, **fields)
 
 
+def _passer(metrics: Metrics, warn: Warn) -> Callable[[str, int], None]:
+    """Counts what retention took from a subscriber, and says it once for each, until the daemon is restarted."""
+    told: set[str] = set()
+
+    def passed(name: str, events: int) -> None:
+        metrics.passed(name, events)
+        if name not in told:
+            told.add(name)
+            warn("retention passed a subscriber: it will get a gap", {"subscriber": name, "events": events})
+
+    return passed
+
+
 def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:
     """The stages of a line as its configuration and its bundle say.
 
@@ -409,17 +496,49 @@ def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:
         # A threshold is certified through the engine that gave the scores; nobody vouches for another's.
         calibration = msgspec.structs.replace(calibration, certified=False)
     calibration = calibration_of_line(config, calibration)
+    measures = {camera.name: _measure(camera, where) for camera in config.cameras}
+    preprocess = {camera.name: _preprocess(camera, manifest.input, measures[camera.name]) for camera in config.cameras}
+    zones, segments = zones_of_line(config, calibration, manifest.map), segments_of_line(config, calibration)
+    if config.challenge.dir is not None:
+        # Samples take the way of their camera's frames, and are judged by its row, under another name.
+        calibration = msgspec.structs.replace(calibration, cameras=_with_probes(calibration.cameras))
+        measures, preprocess = _with_probes(measures), _with_probes(preprocess)
+        zones, segments = _with_probes(zones), _with_probes(segments)
     return Stages(
         line=config.line,
         input=manifest.input,
         geometry=manifest.map,
-        preprocess={camera.name: Preprocess(manifest.input, camera.roi_xywh) for camera in config.cameras},
+        preprocess=preprocess,
         segment=Segment(calibration.pixel_threshold, max(1, config.segment.min_area_px or calibration.min_area_px)),
         decide=Decide(calibration, bundle.model_id),
         tiling=_tiling(config, bundle, where),
-        zones=zones_of_line(config, calibration, manifest.map),
-        segments=segments_of_line(config, calibration),
+        zones=zones,
+        segments=segments,
+        measures=measures,
     )
+
+
+def _with_probes(by_camera: dict[str, _T]) -> dict[str, _T]:
+    return by_camera | {probe_name(name): value for name, value in by_camera.items()}
+
+
+def _preprocess(camera: CameraConfig, spec: InputSpec, measure: Measure) -> Preprocess:
+    known = measure.camera
+    return Preprocess(spec, camera.roi_xywh, None if known is None else known.size, flat_field_of(known))
+
+
+def _measure(camera: CameraConfig, where: Path) -> Measure:
+    """The camera's calibration and rules, read and checked."""
+    with _named(where, f"cameras: {camera.name}: calibration"):
+        known = None if camera.calibration is None else open_camera(Path(camera.calibration))
+    with _named(where, f"cameras: {camera.name}: rules"):
+        rules = None if camera.rules is None else load_rules(Path(camera.rules))
+        if rules is not None and rules.in_mm and not (known is not None and known.has_scale):
+            raise ConfigError(
+                f"{camera.rules}: {rules.in_mm} is in millimeters, but the camera has no scale; name a calibration "
+                "that has one (`kizu camera --plane` or `--mm-per-px`), or give pixels"
+            )
+    return Measure(known, rules)
 
 
 def _tiling(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Tiling | None:
@@ -513,6 +632,24 @@ def open_door(config: EdgeConfig, where: Path, context: Context, metrics: Metric
         return Doorkeeper(context, peers, on_refused=metrics.refuse_connection, on_step=metrics.connection, tell=warn)
 
 
+def open_metrics(config: EdgeConfig, where: Path, registry: CollectorRegistry, metrics: Metrics) -> MetricsServer:
+    """The metrics page's endpoint, with TLS and login as configured.
+
+    Raises:
+        ConfigError: names file and key.
+    """
+    asked = config.metrics
+    tls = login = None
+    if asked.certificate is not None and asked.private_key is not None:
+        with _named(where, "metrics.certificate"):
+            tls = load_certificate(asked.certificate, asked.private_key)
+    if asked.login is not None:
+        with _named(where, "metrics.login"):
+            login = load_login(asked.login)
+    with _named(where, "metrics"):
+        return MetricsServer(registry, asked.host, asked.port, tls=tls, login=login, on_refused=metrics.refuse_scrape)
+
+
 def _open_bundle(config: EdgeConfig, where: Path) -> ModelBundle:
     try:
         bundle = open_bundle(Path(config.bundle))
@@ -547,7 +684,7 @@ def _watched(
         return dataclasses.replace(stages, stamp=lambda verdict: verdict if opener.fallback is None else _bare(verdict))
 
     def on_void(void: Void) -> None:
-        metrics.certificate_valid.set(0)
+        metrics.void_certificate(void.model_id)
         warn(
             "certificate void: live parts are no longer like those it stands on; calibrate again",
             msgspec.structs.asdict(void),
@@ -563,6 +700,7 @@ def _watched(
         path, decide.calibration, decide.model_id, cameras, settings, clock, on_void=on_void, on_unnamed=on_unnamed
     )
     if warrant.void is not None:
+        metrics.void_certificate(decide.model_id)
         warn("certificate void since an earlier run; calibrate again", msgspec.structs.asdict(warrant.void))
         decide = dataclasses.replace(decide, calibration=msgspec.structs.replace(decide.calibration, certified=False))
 
@@ -579,6 +717,18 @@ def _bare(verdict: Verdict) -> Verdict:
     return dataclasses.replace(verdict, certified=False)
 
 
+def find_challenge(config: EdgeConfig, where: Path) -> tuple[Sample, ...]:
+    """The challenge's samples as they lie there now; none where there is no challenge.
+
+    Raises:
+        ConfigError: the folder is not as it should be.
+    """
+    if config.challenge.dir is None:
+        return ()
+    with _named(where, "challenge.dir"):
+        return find_samples(Path(config.challenge.dir), [camera.name for camera in config.cameras])
+
+
 def _load_model(config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock, warn: Warn) -> Model:
     """A bundle verified, checked and warmed beside the one that runs.
 
@@ -588,6 +738,11 @@ def _load_model(config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock,
     bundle = _open_bundle(config, where)
     opener = _opener(config, bundle, metrics, warn)
     stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
+    samples = find_challenge(config, where)
+    if samples and config.challenge.required:
+        tried = take_apart(samples, _open_checked(config, bundle, opener), stages, clock, config.batching.max_batch)
+        if not tried.passed:
+            raise ChallengeError(f"bundle {config.bundle}: the line's challenge {tried.detail}")
     engine = _open_checked(config, bundle, opener)
     return Model(
         bundle.model_id,
@@ -641,6 +796,11 @@ def _warn_of_bundle(config: EdgeConfig, bundle: ModelBundle, warn: Warn) -> None
         warn("this camera's verdicts are not certified", {"camera": camera, "why": why})
     if config.plain_off_host and config.security.secret_key is None:
         warn("plain_off_host: frames and events may leave this host unencrypted", {})
+    if config.metrics.host not in LOOPBACK and (config.metrics.certificate is None or config.metrics.login is None):
+        warn(
+            "metrics leave this host without TLS, or without a login; anybody there may read them",
+            {"metrics.host": config.metrics.host},
+        )
 
 
 @contextmanager

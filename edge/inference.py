@@ -21,6 +21,7 @@ from edge.metrics import Metrics
 from edge.protocols import Clock, Engine, Ticket
 from edge.stages.decide import Decide
 from edge.stages.infer import Batch, MicroBatcher, to_map
+from edge.stages.measure import Measure
 from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
 from edge.stages.tile import Stitch, TileInput, Tiling
@@ -38,6 +39,7 @@ GOOD_BEFORE_FORGIVEN: Final = 100
 _BACKOFF_S: Final = 1.0
 _LONGEST_BACKOFF_S: Final = 60.0
 _IDLE_TIMEOUT_S: Final = 0.25
+_AS_IT_IS: Final = Measure()
 _LOST: Final = "the engine failed and could not be opened again yet; the daemon's log says why"
 
 
@@ -46,8 +48,8 @@ class Stages:
     """What is done to a frame: preprocessing by camera, geometry, segmentation, decision, and the line's name.
 
     `tiling` is `tile.tiling_of` the bundle: None if and only if its frames are resized. `zones` and `segments` are
-    those of cameras that have their own. `stamp` sees each verdict before it is logged, in the verdict thread, and may
-    take its certificate away.
+    those of cameras that have their own, `measures` scale and rules by camera. `stamp` sees each verdict before it is
+    logged, in the verdict thread, and may take its certificate away.
     """
 
     line: str
@@ -60,6 +62,7 @@ class Stages:
     zones: Mapping[str, Zones] = field(default_factory=dict)
     segments: Mapping[str, Segment] = field(default_factory=dict)
     stamp: Callable[[Verdict], Verdict] = lambda verdict: verdict
+    measures: Mapping[str, Measure] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.tiling is None) == (self.input.fit == "tile"):
@@ -110,8 +113,10 @@ def judged(
         except BundleError as error:  # zones drawn for another picture: nothing of this one was inspected
             return stages.decide.inconclusive(frame, Reason.SHAPE, str(error)[:MAX_DETAIL])
     height, width = frame.image.shape[:2]
-    regions = stages.segments.get(camera, stages.segment)(anomaly_map, (height, width))
-    return stages.decide.verdict(frame, anomaly_map, regions)
+    segment = stages.segments.get(camera, stages.segment)
+    measure = stages.measures.get(camera, _AS_IT_IS)
+    regions = measure.segment(segment)(anomaly_map, (height, width))
+    return measure(stages.decide.verdict(frame, anomaly_map, regions), segment.min_area_px)
 
 
 @dataclass(slots=True, eq=False)

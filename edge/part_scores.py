@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Final, Protocol
 
 from edge.bundle import ScoreCalibration
-from edge.types import Reason, Verdict
+from edge.types import Verdict
 
 OPEN_PARTS: Final = 4
 """Parts whose frames may come between each other's; the oldest is complete when another begins."""
@@ -87,4 +87,4 @@ class Blocks:
 
 
 def _score(verdict: Verdict) -> float | None:
-    return verdict.score if verdict.reason is Reason.SCORE else None
+    return verdict.score if verdict.reason.is_judged else None

@@ -70,10 +70,10 @@ class Decide:
         """The answer for a frame that could not be judged: no score, no regions, and the part is held.
 
         Raises:
-            ValueError: `reason` is SCORE, which belongs to judged frames.
+            ValueError: `reason` is SCORE or RULE, which belong to judged frames.
         """
-        if reason is Reason.SCORE:
-            raise ValueError("an inconclusive verdict needs a reason other than 'score'")
+        if reason.is_judged:
+            raise ValueError(f"an inconclusive verdict needs a reason other than {reason.value!r}")
         size = (frame.image.shape[0], frame.image.shape[1]) if isinstance(frame, Frame) else (0, 0)
         return Verdict(
             frame_id=frame.id,
