@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from calib.calibrate_command import calibrate
+from calib.dataset import file_sha256
 from calib.evaluate_command import evaluate
 from edge.bundle import InputSpec, ModelBundle, derive_bundle, open_bundle
 from edge.errors import BundleError, CalibrationError, CommandError, DataError
@@ -179,6 +180,18 @@ def test_a_part_cannot_be_good_and_bad(
 
     with pytest.raises(DataError, match=r"x\.png has the bytes of the good part 0004\.png"):
         invoke(calibrate, bundle, "--good", good, "--out", tmp_path / "line", *PROMISE, "--bad", bad)
+
+
+def test_bad_parts_that_the_model_learned_from_say_nothing_about_others(
+    make_fake_bundle: MakeFakeBundle, good_folder: Callable[..., Path], invoke: Invoke, tmp_path: Path
+) -> None:
+    """`kizu train --bad` leaves their digests in the bundle."""
+    good, bad = good_folder(45), white_square(tmp_path / "bad", 2)
+    learned = {"training_files": [], "method": {"bad": {"images": 1, "files": [file_sha256(bad / "bad1.png")]}}}
+    source = make_fake_bundle(tmp_path / "learned", provenance=learned).path
+
+    with pytest.raises(DataError, match=r"bad1\.png of the images that .* was trained or quantized on"):
+        invoke(calibrate, source, "--good", good, "--out", tmp_path / "line", *PROMISE, "--bad", bad)
 
 
 def test_bad_parts_among_the_good_ones_are_shown_and_still_count(
