@@ -237,7 +237,7 @@ class ScoreCalibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def lowest(self) -> float:
         """The lowest raw map value that matters anywhere: to an image, a pixel, a zone, a camera."""
-        tables = [self, *self.cameras.values()]
+        tables: list[ScoreCalibration | CameraCalibration] = [self, *self.cameras.values()]
         return min(min(t.threshold, t.pixel_threshold) - max([0.0, *(z.offset for z in t.zones)]) for t in tables)
 
 
@@ -691,7 +691,8 @@ def _parse_golden(directory: Path, manifest: Manifest, content: Mapping[str, byt
 def _require_sane_calibration(where: Path, calibration: ScoreCalibration) -> None:
     if (calibration.block is None) == (calibration.unit == "block") or min(calibration.block or (1, 0)) < 0:
         raise BundleError(f"{where}: unit {calibration.unit!r} with block {calibration.block}; make the bundle again")
-    for table in (calibration, *calibration.cameras.values()):
+    tables: list[ScoreCalibration | CameraCalibration] = [calibration, *calibration.cameras.values()]
+    for table in tables:
         _require_sane_table(where, table)
 
 
