@@ -73,6 +73,13 @@ class Ready:
 
 
 @dataclass(slots=True)
+class _Running:
+    """Whose engine judges at present: the first bundle's, then that of the last swap."""
+
+    opener: EngineOpener
+
+
+@dataclass(slots=True)
 class StopRequest:
     """Set by a signal or another thread: the daemon ends in order, or looks again which bundle it is to run."""
 
@@ -243,10 +250,13 @@ def serve(
             engine.warmup()
         metrics.set_engine(engine.spec.name, engine.spec.version, engine.spec.device)
 
-        def open_again() -> Engine:
-            fresh = _open_checked(config, bundle, opener)
-            metrics.set_engine(fresh.spec.name, fresh.spec.version, fresh.spec.device)
-            return fresh
+        running = _Running(opener)
+
+        def promoted(model: Model) -> None:
+            running.opener = model.opener
+            metrics.set_model(model.model_id, model.manifest, model.certified)
+            spec = model.engine.spec
+            metrics.set_engine(spec.name, spec.version, spec.device)
 
         metrics.set_model(bundle.model_id, bundle.manifest, stages.decide.calibration.certified)
 
@@ -278,7 +288,7 @@ def serve(
         pipeline = Pipeline(
             source=source,
             engine=engine,
-            open_engine=open_again,
+            open_engine=lambda: _open_told(config, bundle, opener, metrics, running),
             stages=stages,
             log=event_log,
             publisher=publisher,
@@ -297,10 +307,10 @@ def serve(
                 config.control_address or default_control_address(config),
                 pipeline=pipeline,
                 load=lambda path: _load_model(
-                    msgspec.structs.replace(config, bundle=path), where, metrics, clock, warn
+                    msgspec.structs.replace(config, bundle=path), where, metrics, clock, warn, running
                 ),
                 configured=lambda: load_config(where).bundle,
-                promoted=lambda model: metrics.set_model(model.model_id, model.manifest, model.certified),
+                promoted=promoted,
                 cameras=tuple(names),
                 max_batch=config.batching.max_batch,
                 clock=clock,
@@ -325,7 +335,7 @@ def serve(
             log.info("ready", **msgspec.to_builtins(ready))
             notifier.ready()
             on_ready(ready)
-            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, sample_log, opener)
+            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, sample_log, running)
         finally:
             notifier.stopping()
             metrics.set_state("stopping")
@@ -345,7 +355,7 @@ def _watch(
     clock: Clock,
     log: Any,
     sample_log: Callable[[], None],
-    opener: EngineOpener,
+    running: _Running,
 ) -> None:
     """The main thread's loop: heads, queue depths, state and watchdog, a few times per second."""
     state: State | None = None
@@ -354,12 +364,12 @@ def _watch(
         publisher.tick()
         pipeline.sample_queues()
         sample_log()
-        now_ns = clock.monotonic_ns()
-        new = state_of(replace(pipeline.progress(), engine_fallback=opener.fallback is not None), now_ns)
+        now_ns, fallback = clock.monotonic_ns(), running.opener.fallback
+        new = state_of(replace(pipeline.progress(), engine_fallback=fallback is not None), now_ns)
         if new is not state:
             log.info("state", state=new.value, before=None if state is None else state.value)
             metrics.set_state(new.value)
-            notifier.status(new.value if opener.fallback is None else f"{new.value}: no GPU ({opener.fallback})")
+            notifier.status(new.value if fallback is None else f"{new.value}: no GPU ({fallback})")
             state = new
         # A stalled line keeps silent, so that systemd restarts it.
         due_s = None if notifier.watchdog_s is None else notifier.watchdog_s / 3
@@ -598,7 +608,9 @@ def _bare(verdict: Verdict) -> Verdict:
     return dataclasses.replace(verdict, certified=False)
 
 
-def _load_model(config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock, warn: Warn) -> Model:
+def _load_model(
+    config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock, warn: Warn, running: _Running
+) -> Model:
     """A bundle verified, checked and warmed beside the one that runs.
 
     Raises:
@@ -613,8 +625,9 @@ def _load_model(config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock,
         bundle.manifest,
         stages.decide.calibration.certified,
         engine,
-        lambda: _open_checked(config, bundle, opener),
+        lambda: _open_told(config, bundle, opener, metrics, running),
         stages,
+        opener,
     )
 
 
@@ -624,6 +637,16 @@ def _opener(config: EdgeConfig, bundle: ModelBundle, metrics: Metrics, warn: War
         warn("the GPU cannot be used: the CPU takes its place", {"reason": reason, "error": why})
 
     return EngineOpener(config, bundle, on_tiles=metrics.count_tiles, on_fallback=fell_back)
+
+
+def _open_told(
+    config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener, metrics: Metrics, running: _Running
+) -> Engine:
+    """`_open_checked`, and the metrics say what runs if it is the one that judges, not a shadow."""
+    fresh = _open_checked(config, bundle, opener)
+    if running.opener is opener:
+        metrics.set_engine(fresh.spec.name, fresh.spec.version, fresh.spec.device)
+    return fresh
 
 
 def _open_checked(config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener) -> Engine:

@@ -25,6 +25,7 @@ from edge import sockets
 from edge.bundle import Manifest
 from edge.errors import CommandError, KizuError
 from edge.inference import Stages
+from edge.opening import EngineOpener
 from edge.pipeline import Pipeline, ignore
 from edge.protocols import Clock, Engine
 from edge.shadow import Agreement, Shadow
@@ -62,7 +63,7 @@ class SwapReport(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """A bundle ready to judge: verified against its golden frames on this device, its `engine` warm."""
+    """A bundle ready to judge: verified against its golden frames on this device, its `engine`, of `opener`, warm."""
 
     model_id: str
     manifest: Manifest
@@ -70,6 +71,7 @@ class Model:
     engine: Engine
     open_engine: Callable[[], Engine]
     stages: Stages
+    opener: EngineOpener
 
 
 class SwapDesk:
