@@ -45,7 +45,7 @@ from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
 from edge.stages.tile import Tiling, tiling_of
 from edge.stages.watch import WatchSettings
-from edge.swap import Model, SwapDesk
+from edge.swap import Model, Pace, SwapDesk
 from edge.types import Verdict
 from edge.warrant import Void, Warrant
 
@@ -616,10 +616,12 @@ def _load_model(
     Raises:
         ConfigError, BundleError, EngineError, ParityError: it cannot run here, and why.
     """
+    rest = Pace()
     bundle = _open_bundle(config, where)
+    rest()
     opener = _opener(config, bundle, metrics, warn)
     stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
-    engine = _open_checked(config, bundle, opener)
+    engine = _open_checked(config, bundle, opener, rest)
     return Model(
         bundle.model_id,
         bundle.manifest,
@@ -649,18 +651,23 @@ def _open_told(
     return fresh
 
 
-def _open_checked(config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener) -> Engine:
+def _open_checked(
+    config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener, rest: Callable[[], None] = lambda: None
+) -> Engine:
     """An engine that answers the golden frames as it should (it may be the CPU's now), and is warm."""
     with ExitStack() as refused:
         engine = refused.enter_context(opener.open())
-        check_engine(config, bundle, engine)
+        check_engine(config, bundle, engine, rest)
         engine.warmup()
+        rest()
         refused.pop_all()
     return engine
 
 
-def check_engine(config: EdgeConfig, bundle: ModelBundle, engine: Engine) -> GoldenCheck | None:
-    """Run the golden frames on this device; None with the fake engine, which does not run the model.
+def check_engine(
+    config: EdgeConfig, bundle: ModelBundle, engine: Engine, rest: Callable[[], None] = lambda: None
+) -> GoldenCheck | None:
+    """Run the golden frames on this device, with a `rest` before each; None with the fake engine, which runs no model.
 
     Raises:
         ParityError: beyond the bundle's tolerance.
@@ -668,7 +675,7 @@ def check_engine(config: EdgeConfig, bundle: ModelBundle, engine: Engine) -> Gol
     if config.engine.backend == "fake":
         return None
     loose = LOOSE[config.engine.precision] if engine.spec.name == "tensorrt" else 0.0
-    return check_golden(bundle, engine, require=True, loose=loose)
+    return check_golden(bundle, engine, require=True, loose=loose, before_each=rest)
 
 
 def _warn_of_bundle(config: EdgeConfig, bundle: ModelBundle, warn: Warn) -> None:
