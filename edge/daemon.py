@@ -55,7 +55,7 @@ from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
 from edge.stages.tile import Tiling, tiling_of
 from edge.stages.watch import WatchSettings
-from edge.swap import Model, SwapDesk
+from edge.swap import Model, Pace, SwapDesk
 from edge.types import Verdict
 from edge.warrant import Void, Warrant
 
@@ -82,6 +82,13 @@ class Ready:
     fallback: str | None
     golden_share_of_tolerance: float | None
     startup_s: float
+
+
+@dataclass(slots=True)
+class _Running:
+    """Whose engine judges at present: the first bundle's, then that of the last swap."""
+
+    opener: EngineOpener
 
 
 @dataclass(slots=True)
@@ -264,10 +271,7 @@ def serve(
             engine.warmup()
         metrics.set_engine(engine.spec.name, engine.spec.version, engine.spec.device)
 
-        def open_again() -> Engine:
-            fresh = _open_checked(config, bundle, opener)
-            metrics.set_engine(fresh.spec.name, fresh.spec.version, fresh.spec.device)
-            return fresh
+        running = _Running(opener)
 
         metrics.set_model(bundle.model_id, bundle.manifest, stages.decide.calibration.certified)
 
@@ -300,7 +304,7 @@ def serve(
         pipeline = Pipeline(
             source=source,
             engine=engine,
-            open_engine=open_again,
+            open_engine=lambda: _open_told(config, bundle, opener, metrics, running),
             stages=stages,
             log=event_log,
             publisher=publisher,
@@ -319,7 +323,10 @@ def serve(
         pipeline.start(reading=challenge is None or not config.challenge.required)
 
         def promoted(model: Model) -> None:
+            running.opener = model.opener
             metrics.set_model(model.model_id, model.manifest, model.certified)
+            spec = model.engine.spec
+            metrics.set_engine(spec.name, spec.version, spec.device)
             if challenge is not None:
                 challenge.ask()
 
@@ -328,7 +335,7 @@ def serve(
                 config.control_address or default_control_address(config),
                 pipeline=pipeline,
                 load=lambda path: _load_model(
-                    msgspec.structs.replace(config, bundle=path), where, metrics, clock, warn
+                    msgspec.structs.replace(config, bundle=path), where, metrics, clock, warn, running
                 ),
                 configured=lambda: load_config(where).bundle,
                 promoted=promoted,
@@ -363,7 +370,7 @@ def serve(
             if challenge is not None:
                 challenge.start()
             gate = _Gate(announce, lambda: challenge is None or challenge.is_clear)
-            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, sample_log, opener, gate)
+            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, sample_log, running, gate)
         finally:
             notifier.stopping()
             metrics.set_state("stopping")
@@ -385,22 +392,22 @@ def _watch(
     clock: Clock,
     log: Any,
     sample_log: Callable[[], None],
-    opener: EngineOpener,
+    running: _Running,
     gate: _Gate,
 ) -> None:
     """The main thread's loop: heads, queue depths, state and watchdog, a few times per second."""
     state: State | None = None
     told_ns = asked_ns = 0
     while gate.look() and not stop.event.wait(_TICK_S) and not pipeline.ended:
-        publisher.tick("" if state is None else state.value, opener.fallback or "")
+        publisher.tick("" if state is None else state.value, running.opener.fallback or "")
         pipeline.sample_queues()
         sample_log()
-        now_ns = clock.monotonic_ns()
-        new = state_of(replace(pipeline.progress(), engine_fallback=opener.fallback is not None), now_ns)
+        now_ns, fallback = clock.monotonic_ns(), running.opener.fallback
+        new = state_of(replace(pipeline.progress(), engine_fallback=fallback is not None), now_ns)
         if new is not state:
             log.info("state", state=new.value, before=None if state is None else state.value)
             metrics.set_state(new.value)
-            notifier.status(new.value if opener.fallback is None else f"{new.value}: no GPU ({opener.fallback})")
+            notifier.status(new.value if fallback is None else f"{new.value}: no GPU ({fallback})")
             state = new
         if not gate.told and now_ns - asked_ns >= _NOT_YET_S / 2 * 1e9:
             notifier.not_yet(_NOT_YET_S)
@@ -729,13 +736,17 @@ def find_challenge(config: EdgeConfig, where: Path) -> tuple[Sample, ...]:
         return find_samples(Path(config.challenge.dir), [camera.name for camera in config.cameras])
 
 
-def _load_model(config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock, warn: Warn) -> Model:
+def _load_model(
+    config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock, warn: Warn, running: _Running
+) -> Model:
     """A bundle verified, checked and warmed beside the one that runs.
 
     Raises:
         ConfigError, BundleError, EngineError, ParityError: it cannot run here, and why.
     """
+    rest = Pace()
     bundle = _open_bundle(config, where)
+    rest()
     opener = _opener(config, bundle, metrics, warn)
     stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
     samples = find_challenge(config, where)
@@ -743,14 +754,15 @@ def _load_model(config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock,
         tried = take_apart(samples, _open_checked(config, bundle, opener), stages, clock, config.batching.max_batch)
         if not tried.passed:
             raise ChallengeError(f"bundle {config.bundle}: the line's challenge {tried.detail}")
-    engine = _open_checked(config, bundle, opener)
+    engine = _open_checked(config, bundle, opener, rest)
     return Model(
         bundle.model_id,
         bundle.manifest,
         stages.decide.calibration.certified,
         engine,
-        lambda: _open_checked(config, bundle, opener),
+        lambda: _open_told(config, bundle, opener, metrics, running),
         stages,
+        opener,
     )
 
 
@@ -762,18 +774,33 @@ def _opener(config: EdgeConfig, bundle: ModelBundle, metrics: Metrics, warn: War
     return EngineOpener(config, bundle, on_tiles=metrics.count_tiles, on_fallback=fell_back)
 
 
-def _open_checked(config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener) -> Engine:
+def _open_told(
+    config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener, metrics: Metrics, running: _Running
+) -> Engine:
+    """`_open_checked`, and the metrics say what runs if it is the one that judges, not a shadow."""
+    fresh = _open_checked(config, bundle, opener)
+    if running.opener is opener:
+        metrics.set_engine(fresh.spec.name, fresh.spec.version, fresh.spec.device)
+    return fresh
+
+
+def _open_checked(
+    config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener, rest: Callable[[], None] = lambda: None
+) -> Engine:
     """An engine that answers the golden frames as it should (it may be the CPU's now), and is warm."""
     with ExitStack() as refused:
         engine = refused.enter_context(opener.open())
-        check_engine(config, bundle, engine)
+        check_engine(config, bundle, engine, rest)
         engine.warmup()
+        rest()
         refused.pop_all()
     return engine
 
 
-def check_engine(config: EdgeConfig, bundle: ModelBundle, engine: Engine) -> GoldenCheck | None:
-    """Run the golden frames on this device; None with the fake engine, which does not run the model.
+def check_engine(
+    config: EdgeConfig, bundle: ModelBundle, engine: Engine, rest: Callable[[], None] = lambda: None
+) -> GoldenCheck | None:
+    """Run the golden frames on this device, with a `rest` before each; None with the fake engine, which runs no model.
 
     Raises:
         ParityError: beyond the bundle's tolerance.
@@ -781,7 +808,7 @@ def check_engine(config: EdgeConfig, bundle: ModelBundle, engine: Engine) -> Gol
     if config.engine.backend == "fake":
         return None
     loose = LOOSE[config.engine.precision] if engine.spec.name == "tensorrt" else 0.0
-    return check_golden(bundle, engine, require=True, loose=loose)
+    return check_golden(bundle, engine, require=True, loose=loose, before_each=rest)
 
 
 def _warn_of_bundle(config: EdgeConfig, bundle: ModelBundle, warn: Warn) -> None:
