@@ -34,9 +34,8 @@ from edge.gpu_metrics import find_gpus
 from edge.health import Notifier, State, state_of
 from edge.inference import Stages
 from edge.keys import ServerKeys, load_server
-from edge.login import load_login
 from edge.metrics import Metrics
-from edge.metrics_server import MetricsServer, load_certificate
+from edge.metrics_server import open_server
 from edge.opening import EngineOpener
 from edge.payloads import FrameLimits
 from edge.pipeline import Pipeline
@@ -161,7 +160,8 @@ def serve(
         metrics.set_build(config.line)
         if gpus := find_gpus():
             registry.register(gpus)
-        server = opened.enter_context(open_metrics(config, where, registry, metrics))
+        with _named(where, "metrics"):
+            server = opened.enter_context(open_server(config.metrics, registry, metrics.refuse_scrape))
         bundle = _open_bundle(config, where)
         opener = _opener(config, bundle, metrics, warn)
         stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
@@ -236,7 +236,7 @@ def serve(
             metrics.set_lags(event_log.head, event_log.cursors())
             metrics.set_replayed(0 if replay is None else replay.served)
             metrics.set_rejects_dropped(0 if rejects is None else rejects.dropped)
-            metrics.set_substitute(opener.fallback is not None)
+            metrics.set_substitute(fallback() is not None)
             metrics.set_log_disk(config.log.path)
 
         with warming_masks():
@@ -244,12 +244,16 @@ def serve(
             opened.push(engine.__exit__)
             golden = check_engine(config, bundle, engine)
             engine.warmup()
-        metrics.set_engine(engine.spec.name, engine.spec.version, engine.spec.device)
+        _show_engine(metrics, engine)
+        running = [lambda: opener.fallback]  # the model's that judges
 
-        def open_again() -> Engine:
-            fresh = _open_checked(config, bundle, opener)
-            metrics.set_engine(fresh.spec.name, fresh.spec.version, fresh.spec.device)
-            return fresh
+        def fallback() -> str | None:
+            return running[0]()
+
+        def promoted(model: Model) -> None:
+            running[0] = model.fallback
+            metrics.set_model(model.model_id, model.manifest, model.certified)
+            _show_engine(metrics, model.engine)
 
         metrics.set_model(bundle.model_id, bundle.manifest, stages.decide.calibration.certified)
         with _named(where, "frames_address"):
@@ -274,7 +278,7 @@ def serve(
         pipeline = Pipeline(
             source=source,
             engine=engine,
-            open_engine=open_again,
+            open_engine=lambda: _open_again(config, bundle, opener, metrics),
             stages=stages,
             log=event_log,
             publisher=publisher,
@@ -296,7 +300,7 @@ def serve(
                     msgspec.structs.replace(config, bundle=path), where, metrics, clock, warn
                 ),
                 configured=lambda: load_config(where).bundle,
-                promoted=lambda model: metrics.set_model(model.model_id, model.manifest, model.certified),
+                promoted=promoted,
                 cameras=tuple(names),
                 max_batch=config.batching.max_batch,
                 clock=clock,
@@ -321,7 +325,7 @@ def serve(
             log.info("ready", **msgspec.to_builtins(ready))
             notifier.ready()
             on_ready(ready)
-            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, sample_log, opener)
+            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, sample_log, fallback)
         finally:
             notifier.stopping()
             metrics.set_state("stopping")
@@ -341,7 +345,7 @@ def _watch(
     clock: Clock,
     log: Any,
     sample_log: Callable[[], None],
-    opener: EngineOpener,
+    fallback: Callable[[], str | None],
 ) -> None:
     """The main thread's loop: heads, queue depths, state and watchdog, a few times per second."""
     state: State | None = None
@@ -351,11 +355,12 @@ def _watch(
         pipeline.sample_queues()
         sample_log()
         now_ns = clock.monotonic_ns()
-        new = state_of(replace(pipeline.progress(), engine_fallback=opener.fallback is not None), now_ns)
+        why = fallback()
+        new = state_of(replace(pipeline.progress(), engine_fallback=why is not None), now_ns)
         if new is not state:
             log.info("state", state=new.value, before=None if state is None else state.value)
             metrics.set_state(new.value)
-            notifier.status(new.value if opener.fallback is None else f"{new.value}: no GPU ({opener.fallback})")
+            notifier.status(new.value if why is None else f"{new.value}: no GPU ({why})")
             state = new
         # A stalled line keeps silent, so that systemd restarts it.
         due_s = None if notifier.watchdog_s is None else notifier.watchdog_s / 3
@@ -520,24 +525,6 @@ def open_door(config: EdgeConfig, where: Path, context: Context, metrics: Metric
         return Doorkeeper(context, peers, on_refused=metrics.refuse_connection, on_step=metrics.connection, tell=warn)
 
 
-def open_metrics(config: EdgeConfig, where: Path, registry: CollectorRegistry, metrics: Metrics) -> MetricsServer:
-    """The metrics page's endpoint, with TLS and login as configured.
-
-    Raises:
-        ConfigError: names file and key.
-    """
-    asked = config.metrics
-    tls = login = None
-    if asked.certificate is not None and asked.private_key is not None:
-        with _named(where, "metrics.certificate"):
-            tls = load_certificate(asked.certificate, asked.private_key)
-    if asked.login is not None:
-        with _named(where, "metrics.login"):
-            login = load_login(asked.login)
-    with _named(where, "metrics"):
-        return MetricsServer(registry, asked.host, asked.port, tls=tls, login=login, on_refused=metrics.refuse_scrape)
-
-
 def _open_bundle(config: EdgeConfig, where: Path) -> ModelBundle:
     try:
         bundle = open_bundle(Path(config.bundle))
@@ -615,8 +602,9 @@ def _load_model(config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock,
         bundle.manifest,
         stages.decide.calibration.certified,
         engine,
-        lambda: _open_checked(config, bundle, opener),
+        lambda: _open_again(config, bundle, opener, metrics),
         stages,
+        lambda: opener.fallback,
     )
 
 
@@ -636,6 +624,16 @@ def _open_checked(config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener)
         engine.warmup()
         refused.pop_all()
     return engine
+
+
+def _open_again(config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener, metrics: Metrics) -> Engine:
+    fresh = _open_checked(config, bundle, opener)
+    _show_engine(metrics, fresh)
+    return fresh
+
+
+def _show_engine(metrics: Metrics, engine: Engine) -> None:
+    metrics.set_engine(engine.spec.name, engine.spec.version, engine.spec.device)
 
 
 def check_engine(config: EdgeConfig, bundle: ModelBundle, engine: Engine) -> GoldenCheck | None:

@@ -19,9 +19,10 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from edge.config import MetricsConfig
 from edge.errors import ConfigError
 from edge.keys import located
-from edge.login import Login
+from edge.login import Login, load_login
 
 TIMEOUT_S: Final = 10.0
 MOST_AT_ONCE: Final = 8
@@ -78,6 +79,19 @@ class MetricsServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def open_server(asked: MetricsConfig, registry: CollectorRegistry, on_refused: Callable[[str], None]) -> MetricsServer:
+    """The endpoint with address, TLS and login as configured.
+
+    Raises:
+        ConfigError: a file cannot be used, or the address.
+    """
+    tls = None
+    if asked.certificate is not None and asked.private_key is not None:
+        tls = load_certificate(asked.certificate, asked.private_key)
+    login = None if asked.login is None else load_login(asked.login)
+    return MetricsServer(registry, asked.host, asked.port, tls=tls, login=login, on_refused=on_refused)
 
 
 def load_certificate(certificate: Path | str, private_key: Path | str) -> ssl.SSLContext:

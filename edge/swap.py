@@ -62,7 +62,10 @@ class SwapReport(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """A bundle ready to judge: verified against its golden frames on this device, its `engine` warm."""
+    """A bundle ready to judge: verified against its golden frames on this device, its `engine` warm.
+
+    `fallback` says at any time why its engine is the CPU's in place of a GPU's, None if it is not.
+    """
 
     model_id: str
     manifest: Manifest
@@ -70,6 +73,7 @@ class Model:
     engine: Engine
     open_engine: Callable[[], Engine]
     stages: Stages
+    fallback: Callable[[], str | None]
 
 
 class SwapDesk:
