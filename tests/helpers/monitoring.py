@@ -58,9 +58,14 @@ def quick_rules(text: str) -> str:
     return found
 
 
-def quick_prometheus(text: str, target: str, alertmanager: str) -> str:
-    """The same configuration with this target and Alertmanager, scraping every second."""
-    content = yaml.safe_load(text)
+def quick_prometheus(text: str, folder: Path, target: str, alertmanager: str) -> str:
+    """The same configuration with this target and Alertmanager, scraping every second; by TLS and login as it shows.
+
+    What the page's `ca_file` and `password_file` are is to be found in `folder`.
+    """
+    text, shown = re.subn(r"^    # (scheme|tls_config|basic_auth)", r"    \1", text, flags=re.MULTILINE)
+    assert shown == 3, "how a page with TLS and login is scraped is shown otherwise now"
+    content = yaml.safe_load(text.replace("/etc/prometheus/", f"{folder}/"))
     content["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     content["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [alertmanager]
     content["scrape_configs"][0]["static_configs"][0]["targets"] = [target]
@@ -137,12 +142,15 @@ class Prometheus:
 
 @contextmanager
 def watched(folder: Path, target: str) -> Iterator[tuple[Prometheus, Webhook]]:
-    """Prometheus that scrapes `target` by the shipped rules, Alertmanager behind it, a webhook behind that."""
+    """Prometheus that scrapes `target` by the shipped rules, Alertmanager behind it, a webhook behind that.
+
+    `folder` holds the page's certificate and password, by the names in the shipped configuration.
+    """
     own, its = free_port(), free_port()
     webhook = Webhook()
     (folder / "rules.yaml").write_text(quick_rules((DEPLOY / "prometheus" / "rules.yaml").read_text()))
     shipped = (DEPLOY / "prometheus" / "prometheus.yaml").read_text()
-    (folder / "prometheus.yaml").write_text(quick_prometheus(shipped, target, f"127.0.0.1:{its}"))
+    (folder / "prometheus.yaml").write_text(quick_prometheus(shipped, folder, target, f"127.0.0.1:{its}"))
     shipped = (DEPLOY / "alertmanager" / "alertmanager.yaml").read_text()
     (folder / "alertmanager.yaml").write_text(quick_alertmanager(shipped, webhook.url))
     commands = [
