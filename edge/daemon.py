@@ -35,7 +35,7 @@ from edge.health import Notifier, State, state_of
 from edge.inference import Stages
 from edge.keys import ServerKeys, load_server
 from edge.metrics import Metrics
-from edge.metrics_server import open_server
+from edge.metrics_server import load_access, open_server
 from edge.opening import EngineOpener
 from edge.payloads import FrameLimits
 from edge.pipeline import Pipeline
@@ -102,6 +102,8 @@ def check(config: EdgeConfig, where: Path) -> dict[str, str | int | float | bool
     check_addresses(config, where)
     open_keys(config, where)
     check_peers(config, where)
+    with _named(where, "metrics"):
+        load_access(config.metrics)
     bundle = _open_bundle(config, where)
     make_stages(config, bundle, where)
     opener = EngineOpener(config, bundle)

@@ -20,7 +20,7 @@ import pytest
 
 from edge import daemon
 from edge.bundle import Golden, ModelBundle, open_bundle
-from edge.config import EdgeConfig, EngineConfig, LogConfig, load_config
+from edge.config import EdgeConfig, EngineConfig, LogConfig, MetricsConfig, load_config
 from edge.daemon import Ready, StopRequest
 from edge.demo.line import write_config
 from edge.errors import BundleError, ConfigError, KizuError, ParityError
@@ -221,6 +221,7 @@ def test_a_missing_bundle_names_the_configurations_key(tmp_path: Path, tiny_bund
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"metrics": MetricsConfig(login="/none")}, r"line.toml: metrics: login /none: .*kizu keys metrics"),
         ({"frames_address": "udp://x"}, r"line.toml: frames_address: .*expected tcp://HOST:PORT"),
         ({"events_address": "tcp://0.0.0.0:5551"}, r"line.toml: events_address: .*plain_off_host"),
         ({"frames_address": "tcp://127.0.0.1:5550", "events_address": "tcp://127.0.0.1:5550"}, "its own port"),
