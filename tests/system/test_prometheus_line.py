@@ -28,7 +28,7 @@ from edge.demo.line import BUNDLE, DaemonProcess, SimulatedCamera, load_photos, 
 from edge.errors import SourceTimeout
 from edge.login import make_login
 from fake_nvml import build_fake_nvml
-from monitoring import Prometheus, Webhook, missing, until, watched
+from monitoring import Alertmanager, Prometheus, Webhook, missing, until, watched
 from self_signed import self_signed
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +46,7 @@ class Line:
     ready: dict[str, Any]
     page: Callable[[], bytes]
     prometheus: Prometheus
+    alertmanager: Alertmanager
     webhook: Webhook
     has_gpu: bool
     cameras: dict[str, SimulatedCamera] = field(default_factory=dict)
@@ -96,9 +97,9 @@ def line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Line]:
         trust = ssl.create_default_context(cafile=str(certificate))
         auth = ("prometheus", password.read_text())
         subscriber = threading.Thread(target=follow, args=(ready, over))
-        with watched(folder, target) as (prometheus, webhook):
+        with watched(folder, target) as (prometheus, alertmanager, webhook):
             page = partial(_page, ready["metrics_url"], trust, auth)
-            made = Line(ready, page, prometheus, webhook, library is not None)
+            made = Line(ready, page, prometheus, alertmanager, webhook, library is not None)
             subscriber.start()
             try:
                 for camera in CAMERAS:
@@ -206,3 +207,19 @@ def test_a_silent_camera_is_told_to_the_operators_and_told_again_when_it_is_back
     }
     assert not line.webhook.told("firing", alertname="KizuNoFrames")
     assert "KizuCameraDown" not in line.prometheus.firing()
+
+
+@pytest.mark.parametrize(
+    ("loud", "quiet"),
+    [("KizuNoFrames", {"KizuCameraDown"}), ("KizuExporterDown", {"KizuCameraDown", "KizuLogDiskLow"})],
+)
+def test_one_alert_keeps_those_quiet_that_follow_from_it(line: Line, loud: str, quiet: set[str]) -> None:
+    """By the shipped inhibitions, and on the same daemon only: another one's camera is told all the same."""
+    here, there = {"job": "kizu", "instance": f"{loud}:9464"}, {"job": "kizu", "instance": f"not-{loud}:9464"}
+    line.alertmanager.tell(*({"alertname": name, **here} for name in (loud, *quiet)))
+    line.alertmanager.tell({"alertname": "KizuCameraDown", **there})
+    expected = {loud: "active"} | dict.fromkeys(quiet, "suppressed")
+
+    until(lambda: line.alertmanager.states(here["instance"]) == expected, 30, f"{expected}")
+    until(lambda: line.webhook.told("firing", alertname="KizuCameraDown", **there), 30, "word of the other's camera")
+    assert not any(line.webhook.told("firing", alertname=name, **here) for name in quiet)
