@@ -36,7 +36,11 @@ DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "kizu.json"
 CAMERAS = {"left", "right"}
 FPS = 4.0
 
-pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+pytestmark = [
+    pytest.mark.skipif(missing() is not None, reason=str(missing())),
+    # The first test's time is that of everything that has to start.
+    pytest.mark.timeout(300),
+]
 
 
 @dataclass
