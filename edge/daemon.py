@@ -38,9 +38,8 @@ from edge.gpu_metrics import find_gpus
 from edge.health import Notifier, State, state_of
 from edge.inference import Stages
 from edge.keys import ServerKeys, load_server
-from edge.login import load_login
 from edge.metrics import Metrics
-from edge.metrics_server import MetricsServer, load_certificate
+from edge.metrics_server import load_access, open_server
 from edge.opening import EngineOpener
 from edge.payloads import FrameLimits
 from edge.pipeline import Pipeline
@@ -119,6 +118,8 @@ def check(config: EdgeConfig, where: Path) -> dict[str, str | int | float | bool
     check_addresses(config, where)
     open_keys(config, where)
     check_peers(config, where)
+    with _named(where, "metrics"):
+        load_access(config.metrics)
     bundle = _open_bundle(config, where)
     make_stages(config, bundle, where)
     find_challenge(config, where)
@@ -178,7 +179,8 @@ def serve(
         metrics.set_build(config.line)
         if gpus := find_gpus():
             registry.register(gpus)
-        server = opened.enter_context(open_metrics(config, where, registry, metrics))
+        with _named(where, "metrics"):
+            server = opened.enter_context(open_server(config.metrics, registry, metrics.refuse_scrape))
         bundle = _open_bundle(config, where)
         opener = _opener(config, bundle, metrics, warn)
         stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
@@ -253,6 +255,8 @@ def serve(
                 )
             opened.callback(replay.close)
 
+        running = _Running(opener)
+
         def sample_log() -> None:
             metrics.set_depth("log", event_log.waiting)
             metrics.log_head.set(event_log.head)
@@ -261,7 +265,7 @@ def serve(
             metrics.set_lags(event_log.head, event_log.cursors())
             metrics.set_replayed(0 if replay is None else replay.served)
             metrics.set_rejects_dropped(0 if rejects is None else rejects.dropped)
-            metrics.set_substitute(opener.fallback is not None)
+            metrics.set_substitute(running.opener.fallback is not None)
             metrics.set_log_disk(config.log.path)
 
         with warming_masks():
@@ -270,9 +274,6 @@ def serve(
             golden = check_engine(config, bundle, engine)
             engine.warmup()
         metrics.set_engine(engine.spec.name, engine.spec.version, engine.spec.device)
-
-        running = _Running(opener)
-
         metrics.set_model(bundle.model_id, bundle.manifest, stages.decide.calibration.certified)
 
         def linked(camera: str, connected: bool) -> None:
@@ -637,24 +638,6 @@ def open_door(config: EdgeConfig, where: Path, context: Context, metrics: Metric
     with _named(where, "security.peers"):
         peers = None if config.security.peers is None else Path(config.security.peers)
         return Doorkeeper(context, peers, on_refused=metrics.refuse_connection, on_step=metrics.connection, tell=warn)
-
-
-def open_metrics(config: EdgeConfig, where: Path, registry: CollectorRegistry, metrics: Metrics) -> MetricsServer:
-    """The metrics page's endpoint, with TLS and login as configured.
-
-    Raises:
-        ConfigError: names file and key.
-    """
-    asked = config.metrics
-    tls = login = None
-    if asked.certificate is not None and asked.private_key is not None:
-        with _named(where, "metrics.certificate"):
-            tls = load_certificate(asked.certificate, asked.private_key)
-    if asked.login is not None:
-        with _named(where, "metrics.login"):
-            login = load_login(asked.login)
-    with _named(where, "metrics"):
-        return MetricsServer(registry, asked.host, asked.port, tls=tls, login=login, on_refused=metrics.refuse_scrape)
 
 
 def _open_bundle(config: EdgeConfig, where: Path) -> ModelBundle:
