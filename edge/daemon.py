@@ -26,14 +26,17 @@ from edge.admission import AllowList
 from edge.bundle import GoldenCheck, ModelBundle, check_golden, open_bundle
 from edge.clock import SystemClock
 from edge.compile import LOOSE
-from edge.config import EdgeConfig, load_config
+from edge.config import LOOPBACK, EdgeConfig, load_config
 from edge.docket import terms_of
 from edge.doorkeeper import Doorkeeper
 from edge.errors import BundleError, ConfigError, KizuError
+from edge.gpu_metrics import find_gpus
 from edge.health import Notifier, State, state_of
 from edge.inference import Stages
 from edge.keys import ServerKeys, load_server
-from edge.metrics import Metrics, MetricsServer
+from edge.login import load_login
+from edge.metrics import Metrics
+from edge.metrics_server import MetricsServer, load_certificate
 from edge.opening import EngineOpener
 from edge.payloads import FrameLimits
 from edge.pipeline import Pipeline
@@ -153,9 +156,12 @@ def serve(
         registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
-        metrics = Metrics(registry, names, clock)
-        with _named(where, "metrics"):
-            server = opened.enter_context(MetricsServer(registry, config.metrics.host, config.metrics.port))
+        deadlines_s = {camera.name: camera.deadline_ms / 1e3 for camera in config.cameras if camera.deadline_ms}
+        metrics = Metrics(registry, names, clock, deadlines_s)
+        metrics.set_build(config.line)
+        if gpus := find_gpus():
+            registry.register(gpus)
+        server = opened.enter_context(open_metrics(config, where, registry, metrics))
         bundle = _open_bundle(config, where)
         opener = _opener(config, bundle, metrics, warn)
         stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
@@ -169,16 +175,23 @@ def serve(
 
         # Twice what can be in flight: frames of a camera's earlier epoch may still be there.
         capacity = config.window * len(names)
+        log_capacity = max(1024, 2 * capacity)
+        metrics.set_capacity("log", log_capacity)
         with _named(where, "log.path"):
-            days = config.log.retain_days
+            days, keep_days = config.log.retain_days, config.log.keep_for_subscribers_days
             event_log = EventLog(
                 Path(config.log.path),
                 clock,
-                capacity=max(1024, 2 * capacity),
+                capacity=log_capacity,
                 on_failure=log_failed,
                 on_group=metrics.observe_group,
-                retention=Retention(config.log.retain_bytes, None if days is None else days * 86400),
+                retention=Retention(
+                    config.log.retain_bytes,
+                    None if days is None else days * 86400,
+                    None if keep_days is None else keep_days * 86400,
+                ),
             )
+        event_log.on_passed = _passer(metrics, warn)
         opened.callback(event_log.close)
         keys = open_keys(config, where)
         context = new_context()
@@ -205,6 +218,7 @@ def serve(
                 on_bound=lambda made: door.watch(made, "events"),
             )
         opened.callback(publisher.close)
+        door.when_removed("subscribe", publisher.renew)
         replay: ReplayServer | None = None
         if config.replay_address is not None:
             with _named(where, "replay_address"):
@@ -217,6 +231,7 @@ def serve(
                     context=context,
                     keys=keys,
                     on_bound=lambda made: door.watch(made, "replay"),
+                    stands=lambda owner: door.stands(owner, "replay"),
                 )
             opened.callback(replay.close)
 
@@ -226,8 +241,10 @@ def serve(
             metrics.log_bytes.set(event_log.size_bytes)
             metrics.log_removed_through.set(event_log.removed_through)
             metrics.set_lags(event_log.head, event_log.cursors())
-            metrics.replayed.set(0 if replay is None else replay.served)
-            metrics.rejects_dropped.set(0 if rejects is None else rejects.dropped)
+            metrics.set_replayed(0 if replay is None else replay.served)
+            metrics.set_rejects_dropped(0 if rejects is None else rejects.dropped)
+            metrics.set_substitute(opener.fallback is not None)
+            metrics.set_log_disk(config.log.path)
 
         with warming_masks():
             engine = opener.open()
@@ -242,6 +259,12 @@ def serve(
             return fresh
 
         metrics.set_model(bundle.model_id, bundle.manifest, stages.decide.calibration.certified)
+
+        def linked(camera: str, connected: bool) -> None:
+            metrics.set_connected(camera, connected)
+            tell = log.info if connected else log.warning
+            tell("camera connected" if connected else "camera lost", camera=camera)
+
         with _named(where, "frames_address"):
             source = ZeroMqSource(
                 config.frames_address,
@@ -252,6 +275,8 @@ def serve(
                 acked_through=event_log.acked_through,
                 on_refused=metrics.refuse,
                 on_duplicate=metrics.duplicate,
+                on_link=linked,
+                on_reconnect=metrics.reconnect,
                 limits=FrameLimits(
                     max_pixels=config.limits.max_pixels, max_payload_bytes=config.limits.max_payload_bytes
                 ),
@@ -259,6 +284,7 @@ def serve(
                 context=context,
                 keys=keys,
                 on_bound=lambda made: door.watch(made, "frames"),
+                stands=lambda owner: door.stands(owner, "camera"),
             )
         pipeline = Pipeline(
             source=source,
@@ -298,7 +324,7 @@ def serve(
             frames_address=source.address,
             events_address=publisher.address,
             replay_address=None if replay is None else replay.address,
-            metrics_url=f"http://{config.metrics.host}:{server.port}/metrics",
+            metrics_url=f"{'http' if config.metrics.certificate is None else 'https'}://{config.metrics.host}:{server.port}/metrics",
             model_id=bundle.model_id,
             certified=stages.decide.calibration.certified,
             backend=f"{engine.spec.name} {engine.spec.version}",
@@ -385,6 +411,19 @@ def _to_json(value: Any, **options: Any) -> str:
 
 def _warner(log: Any) -> Warn:
     return lambda text, fields: log.warning(text, **fields)
+
+
+def _passer(metrics: Metrics, warn: Warn) -> Callable[[str, int], None]:
+    """Counts what retention took from a subscriber, and says it once for each, until the daemon is restarted."""
+    told: set[str] = set()
+
+    def passed(name: str, events: int) -> None:
+        metrics.passed(name, events)
+        if name not in told:
+            told.add(name)
+            warn("retention passed a subscriber: it will get a gap", {"subscriber": name, "events": events})
+
+    return passed
 
 
 def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:
@@ -509,6 +548,24 @@ def open_door(config: EdgeConfig, where: Path, context: Context, metrics: Metric
         return Doorkeeper(context, peers, on_refused=metrics.refuse_connection, on_step=metrics.connection, tell=warn)
 
 
+def open_metrics(config: EdgeConfig, where: Path, registry: CollectorRegistry, metrics: Metrics) -> MetricsServer:
+    """The metrics page's endpoint, with TLS and login as configured.
+
+    Raises:
+        ConfigError: names file and key.
+    """
+    asked = config.metrics
+    tls = login = None
+    if asked.certificate is not None and asked.private_key is not None:
+        with _named(where, "metrics.certificate"):
+            tls = load_certificate(asked.certificate, asked.private_key)
+    if asked.login is not None:
+        with _named(where, "metrics.login"):
+            login = load_login(asked.login)
+    with _named(where, "metrics"):
+        return MetricsServer(registry, asked.host, asked.port, tls=tls, login=login, on_refused=metrics.refuse_scrape)
+
+
 def _open_bundle(config: EdgeConfig, where: Path) -> ModelBundle:
     try:
         bundle = open_bundle(Path(config.bundle))
@@ -543,7 +600,7 @@ def _watched(
         return dataclasses.replace(stages, stamp=lambda verdict: verdict if opener.fallback is None else _bare(verdict))
 
     def on_void(void: Void) -> None:
-        metrics.certificate_valid.set(0)
+        metrics.void_certificate(void.model_id)
         warn(
             "certificate void: live parts are no longer like those it stands on; calibrate again",
             msgspec.structs.asdict(void),
@@ -554,6 +611,7 @@ def _watched(
     path = Path(f"{config.log.path}.void.json")
     warrant = Warrant(path, decide.calibration, decide.model_id, cameras, settings, clock, on_void=on_void)
     if warrant.void is not None:
+        metrics.void_certificate(decide.model_id)
         warn("certificate void since an earlier run; calibrate again", msgspec.structs.asdict(warrant.void))
         decide = dataclasses.replace(decide, calibration=msgspec.structs.replace(decide.calibration, certified=False))
 
@@ -630,6 +688,11 @@ def _warn_of_bundle(config: EdgeConfig, bundle: ModelBundle, warn: Warn) -> None
         )
     if config.plain_off_host and config.security.secret_key is None:
         warn("plain_off_host: frames and events may leave this host unencrypted", {})
+    if config.metrics.host not in LOOPBACK and (config.metrics.certificate is None or config.metrics.login is None):
+        warn(
+            "metrics leave this host without TLS, or without a login; anybody there may read them",
+            {"metrics.host": config.metrics.host},
+        )
 
 
 @contextmanager

@@ -57,6 +57,7 @@ class Refusal(StrEnum):
     CAMERA_NAME = "camera_name"
     CAMERA_UNKNOWN = "camera_unknown"
     NAME_NOT_OF_KEY = "name_not_of_key"
+    KEY_REMOVED = "key_removed"
     NO_HELLO = "no_hello"
     SUPERSEDED = "superseded"
     OVER_WINDOW = "over_window"
@@ -173,7 +174,10 @@ class ReplayHeader(msgspec.Struct, frozen=True, tag_field="type", tag="events"):
 
 
 class CursorState(msgspec.Struct, frozen=True, tag_field="type", tag="cursor_at"):
-    """Where the registered subscriber stands in the log, durably; `head` is the log's newest sequence."""
+    """Where the registered subscriber stands in the log, durably; `head` is the log's newest sequence.
+
+    `passed` events behind that place were removed by retention before it had them; replay gives them as a gap.
+    """
 
     version: int
     token: int
@@ -181,6 +185,7 @@ class CursorState(msgspec.Struct, frozen=True, tag_field="type", tag="cursor_at"
     log_epoch: int
     log_sequence: int
     head: int
+    passed: int = 0
 
 
 class Refused(msgspec.Struct, frozen=True, tag_field="type", tag="refused"):

@@ -17,14 +17,16 @@ PACKAGES = ("edge", "calib", "trainer")
 # except that a helper room may be named by its owner (second table).
 ORDER = [
     ("errors",),
-    ("run_kernels", "image_headers", "bundle_files", "model_file", "ring", "graph", "keys", "admission"),
-    ("signature",),
+    ("run_kernels", "image_headers", "bundle_files", "model_file", "ring", "graph", "keys", "admission", "steady"),
+    ("signature", "login", "plan_cache"),
     ("images",),
     ("masks",),
     ("types",),
     ("clock", "payloads", "events", "config", "bundle"),
     ("protocols",),
     ("wire",),
+    ("series",),
+    ("frame_account", "gpu_metrics", "metrics_server"),
     ("metrics",),
     ("sockets",),
     ("stages", "engines", "sources", "sinks"),
@@ -32,7 +34,10 @@ ORDER = [
     ("compile", "client", "sender", "docket", "warrant", "opening", "inference", "pipeline", "health", "doorkeeper"),
     ("shadow", "bridge"),
     ("swap",),
-    ("daemon", "console", "demo"),
+    ("daemon", "demo"),
+    ("rescore", "heatmap"),
+    ("labels",),
+    ("console",),
     ("cli", "commands"),
 ]
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

@@ -6,11 +6,31 @@ nothing but comparisons and means, on any number of values.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 STEPS = 26
 """Halvings: float32 has 24 bits, two more for the rounding of the middles."""
+
+
+def top_mean(scores: Tensor, share: float) -> Tensor:
+    """The mean (N,) of the largest ``share`` of each map's (N, h, w) values, ceil(share h w) of them.
+
+    The sum of the k largest is the smallest k t + sum(max(x - t, 0)) over all t, reached where at most k values lie
+    above t; halving finds such a t to 2^-24 of the map's range, and that close the curve is flat.
+    """
+    cells = int(scores.shape[1]) * int(scores.shape[2])  # plain numbers while tracing, too: the graph's size is fixed
+    count = float(math.ceil(round(share * cells, 6)))
+    low = scores.amin((1, 2), keepdim=True)
+    high = scores.amax((1, 2), keepdim=True)
+    for _ in range(STEPS):
+        middle = (low + high) * 0.5
+        few = (scores > middle).float().sum((1, 2), keepdim=True) <= count
+        low, high = torch.where(few, low, middle), torch.where(few, middle, high)
+    above = torch.relu(scores - high).sum((1, 2)) / count
+    return high[:, 0, 0] + above
 
 
 def median(scores: Tensor) -> Tensor:

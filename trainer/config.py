@@ -15,7 +15,7 @@ import msgspec
 
 from edge.errors import CommandError
 
-Decay = Literal["constant", "cosine", "drop"]
+Decay = Literal["constant", "cosine", "drop", "tenths"]
 Center = Literal["none", "mean", "median"]
 Pad = Literal["none", "zero", "reflect"]
 
@@ -31,9 +31,10 @@ class Schedule:
     """How long and how fast: what ``loop`` needs to know, the same for every method.
 
     ``steps`` batches of ``batch_size`` images; Adam with ``learning_rate`` and ``weight_decay``; ``decay`` is
-    ``constant`` (paper), ``cosine`` (from the full rate to zero over ``steps``) or ``drop`` (a tenth of the rate after
-    95 % of the steps: EfficientAD, 66,500 of 70,000).  ``patience`` points of the learning curve without a lower loss
-    on the held-out good images end the training, and the best weights are kept; 0 is never (every paper here).
+    ``constant`` (paper), ``cosine`` (from the full rate to zero over ``steps``), ``drop`` (a tenth of the rate after
+    95 % of the steps: EfficientAD, 66,500 of 70,000) or ``tenths`` (a tenth after 2/3, a hundredth after 5/6: FCDD,
+    400 and 500 of 600 epochs).  ``patience`` points of the learning curve without a lower loss on the held-out good
+    images end the training, and the best weights are kept; 0 is never (every paper here).
 
     Raises:
         CommandError: a value is out of range.
@@ -60,6 +61,8 @@ class Schedule:
             return self.learning_rate
         if self.decay == "drop":
             return self.learning_rate * (0.1 if step >= 0.95 * self.steps else 1.0)
+        if self.decay == "tenths":
+            return self.learning_rate * 0.1 ** ((6 * step >= 4 * self.steps) + (6 * step >= 5 * self.steps))
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 

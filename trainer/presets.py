@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from edge.errors import CommandError
 from trainer.config import STUDENT_TEACHER, MethodConfig
-from trainer.configs import drocc, fcdd, lrdan
+from trainer.configs import conad, drocc, fcdd, lrdan
 
 PRESETS: Mapping[str, Mapping[str, MethodConfig]] = MappingProxyType(
     {
@@ -15,6 +15,7 @@ PRESETS: Mapping[str, Mapping[str, MethodConfig]] = MappingProxyType(
         "drocc": drocc.PRESETS,
         "drocc-lf": drocc.PRESETS,
         "fcdd": fcdd.PRESETS,
+        "conad": conad.PRESETS,
         "lrdan": lrdan.PRESETS,
     }
 )

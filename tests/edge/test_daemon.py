@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import msgspec
 import numpy as np
 import pytest
@@ -21,9 +23,11 @@ from edge.config import EdgeConfig, EngineConfig, LogConfig, load_config
 from edge.daemon import Ready, StopRequest
 from edge.demo.line import write_config
 from edge.errors import BundleError, ConfigError, KizuError, ParityError
+from edge.login import make_login
 from edge.pipeline import Pipeline
 from edge.sender import CameraSender
 from edge.sinks.event_log import EventLog
+from self_signed import self_signed
 
 ROOT = Path(__file__).parents[2]
 FAKE = {"backend": "fake"}
@@ -68,6 +72,45 @@ def test_a_line_is_served_until_it_is_told_to_stop(tmp_path: Path, tiny_bundle: 
     log = EventLog(Path(config.log.path), daemon.SystemClock())
     assert [event.decision for event, _ in log.read_since(0, 10)] == ["accept"]
     log.close()
+
+
+def test_the_metrics_page_is_given_by_tls_and_login_where_that_is_configured(
+    tmp_path: Path, tiny_bundle: ModelBundle
+) -> None:
+    """From the file's keys to the page; the ready line says https, and the password alone opens it."""
+    certificate, private_key = self_signed(tmp_path)
+    login, password = make_login("prometheus", tmp_path / "keys")
+    tables = {"certificate": certificate.name, "private_key": private_key.name, "login": str(login), "port": 0}
+    config = config_of(tmp_path, tiny_bundle, engine=FAKE, metrics=tables)
+    pages: list[httpx.Response] = []
+
+    def during(ready: Ready) -> None:
+        context = ssl.create_default_context(cafile=str(certificate))
+        with httpx.Client(verify=context) as client:
+            pages.append(client.get(ready.metrics_url))
+            pages.append(client.get(ready.metrics_url, auth=("prometheus", password.read_text())))
+
+    serve_in_thread(config, StopRequest(), during)
+
+    assert [page.status_code for page in pages] == [401, 200]
+    assert 'kizu_scrapes_refused_total{reason="login"} 1.0' in pages[1].text
+    assert 'kizu_state{state="ready"}' in pages[1].text and 'line="demo"' in pages[1].text
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"certificate": "page.crt"}, "metrics.certificate is given without metrics.private_key"),
+        ({"private_key": "page.key"}, "metrics.private_key is given without metrics.certificate"),
+        ({"login": "page.login", "host": "0.0.0.0"}, "would travel unencrypted"),
+    ],
+)
+def test_half_a_protection_of_the_metrics_is_refused(
+    tmp_path: Path, tiny_bundle: ModelBundle, tables: dict[str, object], words: str
+) -> None:
+    """When the file is read, with its line."""
+    with pytest.raises(ConfigError, match=rf"line.toml:\d+: .*{words}"):
+        config_of(tmp_path, tiny_bundle, metrics=tables)
 
 
 def test_check_tells_what_would_run(tmp_path: Path, tiny_bundle: ModelBundle) -> None:

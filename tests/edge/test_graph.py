@@ -44,7 +44,8 @@ def test_a_graph_of_a_known_operator_is_clean_and_builds(operator: str, tmp_path
     assert lint(EACH[operator]) == ()
 
     library = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed: pip install tensorrt-rtx")
-    from edge.compile import PlanKey, Progress, _build
+    from edge.compile import Progress, _build
+    from edge.plan_cache import PlanKey
 
     key = PlanKey("tensorrt_rtx", str(library.__version__), "0" * 64, "model", "fp32", ("sm89",), 2, (8, 8, 3))
     assert len(_build(library, EACH[operator], key, Progress())) > 1000

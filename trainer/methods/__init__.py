@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from trainer.method import Maker
+from trainer.methods.conad import Conad
 from trainer.methods.drocc import Drocc, DroccLf
 from trainer.methods.fcdd import Fcdd
 from trainer.methods.lrdan import Lrdan
@@ -17,6 +18,7 @@ METHODS: Mapping[str, Maker] = MappingProxyType(
         Drocc.name: Drocc,
         DroccLf.name: DroccLf,
         Fcdd.name: Fcdd,
+        Conad.name: Conad,
         Lrdan.name: Lrdan,
     }
 )
