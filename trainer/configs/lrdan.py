@@ -51,8 +51,8 @@ class LrdanConfig:
     w_d: float = 1.0  # [S]
     w_g: float = 0.0  # [C]
     k: float = 0.4  # [S]
-    dual_cap: float | None = 0.5  # [C]; None: the formula as it stands
-    norms: Norms = "mean"  # [C]
+    dual_cap: float | None = None  # [C]; None: the formula as it stands
+    norms: Norms = "sum"  # [C]
     scheme: Scheme = "turns"  # [C]
     warmup_steps: int = 100  # [C]
     score: Score = "a1"  # [C]
