@@ -104,7 +104,16 @@ class LrdanConfig:
         return asdict(self)
 
 
-FRAMES = LrdanConfig(preset="frames", batch_size=8, epochs=20, min_steps=300, max_steps=600)
+FRAMES = LrdanConfig(
+    preset="frames",
+    batch_size=8,
+    epochs=20,
+    min_steps=300,
+    max_steps=600,
+    learning_rate=5e-4,
+    decay="cosine",
+    warmup_steps=50,
+)
 """The recommended preset: eight halvings of 256 px, sized for two CPU cores."""
 
 SMALL = LrdanConfig(preset="small", size_px=32, width=32)
