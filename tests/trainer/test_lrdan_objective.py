@@ -308,6 +308,17 @@ def test_the_networks_end_in_one_vector_and_come_back_to_the_image(side: int, st
     assert Discriminator(spec)(images).shape == (1,)
 
 
+def test_a_latent_grid_keeps_places_apart() -> None:
+    """Four halvings of 64 px: 4 x 4 vectors, and a judge that looks at each."""
+    spec = LrdanSpec(64, 1, latent=8, grid=4)
+    nets = LrdanNets(spec, seed=1)
+
+    look = Look.at(nets, tensors(2, 1, 64, 64, seed=8))
+
+    assert spec.stages == 4 and look.latents.shape == (2, 8, 4, 4) and look.made.shape == look.images.shape
+    assert nets.discriminator(look.images).shape == (2,) and nets.center.shape == (8, 4, 4)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [({"side": 28}, "such as 32"), ({"side": 2}, "at least twice"), ({"width": 20}, "a multiple of 16")],
