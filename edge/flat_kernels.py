@@ -10,7 +10,7 @@ from edge.run_kernels import compiled
 
 _PIXELS = types.Array(types.uint8, 2, "C", readonly=True)
 _FLOATS = types.Array(types.float32, 2, "C", readonly=True)
-_RANGE = types.Tuple((types.int64, types.int64))
+_RANGE = types.Tuple((types.int64, types.int64))  # type: ignore[no-untyped-call]
 
 
 @compiled(types.void(_PIXELS, _FLOATS, _FLOATS, types.uint8[:, ::1], _RANGE, _RANGE))

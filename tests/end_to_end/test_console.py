@@ -353,7 +353,9 @@ def test_a_burst_leaves_a_page_that_answers_and_has_not_grown(
     browser.press("Escape")
 
 
-def test_a_browser_that_stops_reading_costs_the_console_nothing(line: Line, browser: Browser, show: Callable[..., ServedConsole]) -> None:  # fmt: skip
+def test_a_browser_that_stops_reading_costs_the_console_nothing(
+    line: Line, browser: Browser, show: Callable[..., ServedConsole]
+) -> None:
     """Its socket is full after a moment; the others hear everything, and the console's memory stays where it was."""
     console = show()
     address = urlsplit(console.page)
