@@ -94,7 +94,8 @@ class ContrastNormalization(nn.Module):
         pixels = pixels - pixels.mean((1, 2, 3), keepdim=True)
         # A frame of one gray level is all zeros, not a division by zero: a camera in the dark must not end a line.
         level: Tensor = pixels.abs().mean((1, 2, 3), keepdim=True).clamp_min(DARK)
-        return pixels / level
+        flat: Tensor = pixels / level
+        return flat
 
     def forward(self, frames: Tensor) -> Tensor:
         least, largest = self.extremes
