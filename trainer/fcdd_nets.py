@@ -93,7 +93,9 @@ class ContrastNormalization(nn.Module):
         pixels = frames.float().permute(0, 3, 1, 2)
         pixels = pixels - pixels.mean((1, 2, 3), keepdim=True)
         # A frame of one gray level is all zeros, not a division by zero: a camera in the dark must not end a line.
-        return pixels / pixels.abs().mean((1, 2, 3), keepdim=True).clamp_min(DARK)
+        level: Tensor = pixels.abs().mean((1, 2, 3), keepdim=True).clamp_min(DARK)
+        flat: Tensor = pixels / level
+        return flat
 
     def forward(self, frames: Tensor) -> Tensor:
         least, largest = self.extremes
