@@ -35,6 +35,9 @@ def calibrate(
         str | None, typer.Option(metavar="N[:GAP]", help="Without part numbers: N frames in a row count as one part.")
     ] = None,
     bad: Annotated[Path | None, typer.Option(help="Folder of bad parts: how many pass; they change nothing.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="What people said at `kizu console`: false rejects are good, defects are not.")
+    ] = None,
     line: Annotated[Path | None, typer.Option(help="The line's TOML file: regions of interest of its cameras.")] = None,
     zones: Annotated[Path | None, typer.Option(help="TOML file of zones: what is inspected, a threshold each.")] = None,
     min_area: Annotated[
@@ -69,6 +72,7 @@ def calibrate(
         skip_bad=skip_bad_images,
         grouping=grouping_of(parts, part_pattern, block),
         bad=bad,
+        labels=labels,
         roi_xywh={} if line is None else _regions(line, one_camera=parts is None and part_pattern is None),
         zones={} if zones is None else read_zones(zones),
     )

@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 
 from calib.dataset import data_sha256
+from calib.labels import open_labels, with_labels
 from calib.parts import Grouping, PartImage
 from calib.progress import Advance, progress
 from calib.promise import SCHEMA_VERSION, Certificate, Fit, promise_of, record_of, summary
@@ -53,6 +54,7 @@ class Request:
     skip_bad: bool = False
     grouping: Grouping = field(default_factory=Grouping)
     bad: Path | None = None
+    labels: Path | None = None
     roi_xywh: Mapping[str, RoiXywh] = field(default_factory=dict)
     zones: Mapping[str, Sequence[Zone]] = field(default_factory=dict)
 
@@ -104,6 +106,8 @@ def certify_parts(source: ModelBundle, good: Path, out: Path, request: Request) 
         EngineError, ParityError: the backend failed, or does not give the bundle's golden answers on this machine.
     """
     sample = choose_sample(source, good, request.grouping)
+    if request.labels is not None:
+        sample = with_labels(source, sample, open_labels(request.labels), request.grouping)
     bad = {} if request.bad is None else choose_bad(source, request.bad, sample, request.grouping)
     require_all_rows(request.grouping, [*sample.images, *bad])
     _require_cameras(request, sample, bad)

@@ -16,7 +16,7 @@ const tiles = new Tiles((shown) => detail.open(shown));
 const trend = new Trend();
 const health = new Health();
 let heard = performance.now();
-let spoken = 0;
+let spoken = -Infinity;
 
 function take(delta) {
   heard = performance.now();

@@ -76,7 +76,7 @@ class Tile {
     const old = this.flaw.shown.id !== shown.id && this.flaw.shown.decision === "reject";
     mark(this.frame.holder, "old", old ? "" : null);
     mark(this.frame.holder, "empty", this.flaw.shown.decision !== "reject" && !this.flaw.shown.outline ? "" : null);
-    put(this.when, old ? `${duration((performance.now() - this.flaw.at) / 1000)} ago` : "");
+    put(this.when, old ? `${duration(Math.max(1, (performance.now() - this.flaw.at) / 1000))} ago` : "");
   }
 
   // Once a second or so: what changes by itself.
@@ -124,6 +124,12 @@ class Tile {
   }
 }
 
+function columns(count) {
+  if (count === 1) return 1;
+  if (count === 2 || count === 4) return 2;
+  return count <= 6 ? 3 : count <= 12 ? 4 : 0;
+}
+
 export class Tiles {
   constructor(open) {
     this.list = byId("tiles");
@@ -155,7 +161,7 @@ export class Tiles {
     const order = [...this.tiles.values()].sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
     const next = order[order.indexOf(one) + 1];
     this.list.insertBefore(one.item, next === undefined ? null : next.item);
-    this.list.dataset.count = this.tiles.size;
+    this.list.dataset.columns = columns(this.tiles.size);
     mark(document.querySelector("main"), "many", this.tiles.size > MANY ? "" : null);
     byId("no-cameras").hidden = true;
     this.reach(this.list.querySelector(".tile"));
