@@ -70,7 +70,7 @@ def test_a_folder_of_good_images_becomes_a_bundle_that_passes_its_own_golden_fra
 
 
 def test_a_training_leaves_a_page_of_what_was_learned(place: Path) -> None:
-    """Verified with the bundle: learning curve, scores of good parts, the golden frames and their maps; nothing fetched."""
+    """Verified with the bundle: learning curve, scores of good parts, the golden frames and their maps."""
     result = run(place)
 
     page = (place / "bundle" / "report" / "training.html").read_text()
