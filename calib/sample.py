@@ -78,8 +78,10 @@ def choose_sample(source: ModelBundle, good: Path, grouping: Grouping | None = N
 def known_digests(source: ModelBundle) -> set[str]:
     """File digests of every image that `source` was trained, held out or quantized on."""
     quantization = source.provenance.get("quantization")
-    lists = [source.provenance.get(key) for key in ("training_files", "held_out_files", "bad_files")]
-    lists.append(quantization.get("files") if isinstance(quantization, dict) else None)
+    method = source.provenance.get("method")
+    learned_from = method.get("bad") if isinstance(method, dict) else None  # what `kizu train --bad` was given
+    lists = [source.provenance.get(key) for key in ("training_files", "held_out_files")]
+    lists += [made.get("files") for made in (quantization, learned_from) if isinstance(made, dict)]
     return {digest for digests in lists if isinstance(digests, list) for digest in digests}
 
 

@@ -83,7 +83,7 @@ class Board:
         self._clock_off_s: float | None = None
         self._clock_step: tuple[float, float] | None = None
         self._model = ""
-        self._certified: OrderedDict[str, tuple[bool, float | None]] = OrderedDict()
+        self._certified: OrderedDict[str, tuple[frozenset[str], float | None]] = OrderedDict()
         self._failure = ""
 
     # --- the feed's side ----------------------------------------------------------------------------------------------
@@ -158,14 +158,18 @@ class Board:
             camera.seconds.popitem(last=False)
 
     def _note_certificate(self, event: DefectEvent, now_s: float) -> None:
-        """A model whose verdicts bore a certificate and no longer do: its certificate is void."""
+        """A model whose verdicts bore a certificate and no longer do: its certificate is void.
+
+        Of the same camera: a certificate need not cover all of them.
+        """
         self._model = event.model_id[:MAX_TEXT]
-        ever, void_s = self._certified.pop(self._model, (False, None))
+        covered, void_s = self._certified.pop(self._model, (frozenset[str](), None))
+        camera = event.camera[:MAX_NAME]
         if event.certified:
-            ever, void_s = True, None
-        elif ever and void_s is None:
+            covered, void_s = (covered | {camera} if len(covered) < MAX_CAMERAS else covered), None
+        elif camera in covered and void_s is None:
             void_s = now_s
-        self._certified[self._model] = (ever, void_s)
+        self._certified[self._model] = (covered, void_s)
         if len(self._certified) > _MAX_MODELS:
             self._certified.popitem(last=False)
 
@@ -221,7 +225,7 @@ class Board:
     def _health(self, now_s: float) -> Health:
         quiet_s = now_s - (self._start_s if self._sign_s is None else self._sign_s)
         away_s = round(quiet_s, 1) if quiet_s > AWAY_AFTER_S else None
-        ever, void_s = self._certified.get(self._model, (False, None))
+        covered, void_s = self._certified.get(self._model, (frozenset[str](), None))
         step = self._clock_step if self._clock_step and now_s - self._clock_step[1] < _TOLD_S else None
         replaced = self._log_replaced_s
         return Health(
@@ -232,7 +236,7 @@ class Board:
             state="" if self._head is None else self._head.state[:MAX_NAME],
             fallback="" if self._head is None else self._head.fallback[:MAX_TEXT],
             model=self._model,
-            certificate="" if not self._model else "void" if void_s is not None else "valid" if ever else "none",
+            certificate="" if not self._model else "void" if void_s is not None else "valid" if covered else "none",
             certificate_s=None if void_s is None else round(now_s - void_s, 1),
             lag=self._counts.lag,
             lost=self._counts.lost,

@@ -1,7 +1,7 @@
 """Watch: does a certificate still hold? A sequential test on the scores of live parts, part by part.
 
 Owns the test and what it may be wrong about; what follows from an alarm is the daemon's, and where its parameters come
-from is `calib.drift`. NumPy only.
+from is `benchmarks/drift.py`. NumPy only.
 
 Two things are bet against, with e-values, so that a look after every part costs nothing (Shin, Ramdas and Rinaldo 2023,
 "E-detectors"):

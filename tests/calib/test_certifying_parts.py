@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from calib.calibrate_command import calibrate
+from calib.dataset import file_sha256
 from calib.evaluate_command import evaluate
 from edge.bundle import InputSpec, ModelBundle, derive_bundle, open_bundle
 from edge.errors import BundleError, CalibrationError, CommandError, DataError
@@ -181,6 +182,18 @@ def test_a_part_cannot_be_good_and_bad(
         invoke(calibrate, bundle, "--good", good, "--out", tmp_path / "line", *PROMISE, "--bad", bad)
 
 
+def test_bad_parts_that_the_model_learned_from_say_nothing_about_others(
+    make_fake_bundle: MakeFakeBundle, good_folder: Callable[..., Path], invoke: Invoke, tmp_path: Path
+) -> None:
+    """`kizu train --bad` leaves their digests in the bundle."""
+    good, bad = good_folder(45), white_square(tmp_path / "bad", 2)
+    learned = {"training_files": [], "method": {"bad": {"images": 1, "files": [file_sha256(bad / "bad1.png")]}}}
+    source = make_fake_bundle(tmp_path / "learned", provenance=learned).path
+
+    with pytest.raises(DataError, match=r"bad1\.png of the images that .* was trained or quantized on"):
+        invoke(calibrate, source, "--good", good, "--out", tmp_path / "line", *PROMISE, "--bad", bad)
+
+
 def test_bad_parts_among_the_good_ones_are_shown_and_still_count(
     bundle: Path, good_folder: Callable[..., Path], invoke: Invoke, tmp_path: Path
 ) -> None:
@@ -260,6 +273,15 @@ def test_each_camera_has_its_certificate(bundle: Path, invoke: Invoke, tmp_path:
     assert set(calibration.cameras) == {"left", "right"}
     assert calibration.of("left").threshold < 0.3 < calibration.of("right").threshold == calibration.threshold
     assert calibration.of("left").certified and not calibration.of("top").certified
+    test_set = tmp_path / "data"
+    for place in range(3):
+        save(test_set / "test" / "good" / f"{place}.png", gray(rng))
+    for camera, threshold in (("left", 0.3), ("right", 0.7)):
+        options = ("--backend", "fake", "--json", "-", "--camera", camera)
+        found = json.loads(invoke(evaluate, tmp_path / "line", "--data", test_set, *options).stdout)
+        assert found["certified"] and found["threshold"] < threshold
+    with pytest.raises(CommandError, match="for the cameras left, right; say with --camera"):
+        invoke(evaluate, tmp_path / "line", "--data", test_set, "--backend", "fake")
     assert "at most 10% of good parts are rejected by any of them has 80% confidence" in result.stderr
     assert (tmp_path / "line.certificate.html").read_text().count("Camera right") == 3
 

@@ -158,6 +158,16 @@ def test_a_certificate_that_was_borne_and_is_gone_is_void(shop: Shop) -> None:
     assert shop.health.certificate == "none"
 
 
+def test_a_camera_that_the_certificate_never_covered_does_not_void_it(shop: Shop) -> None:
+    """One of two cameras has another region of interest than was certified; the other one's certificate holds."""
+    shop.part("cam1", certified=True)
+    shop.part("cam2", certified=False)
+
+    assert shop.health.certificate == "valid"
+    shop.part("cam1", certified=False)
+    assert shop.health.certificate == "void"
+
+
 def test_state_and_fallback_come_from_the_head(shop: Shop) -> None:
     """The daemon says itself that the CPU stands in."""
     shop.head(state="degraded", fallback="driver")
