@@ -46,10 +46,15 @@ function listen() {
     health.gone();
     // A refusal (signed out, too many pages) ends an EventSource for good; an outage it heals itself.
     if (stream.readyState === EventSource.CLOSED) {
-      stream.close();
-      setTimeout(listen, 2000);
+      setTimeout(again, 2000);
     }
   };
+}
+
+async function again() {
+  const answer = await fetch("/abilities").catch(() => null);
+  if (answer !== null && answer.status === 401) location.assign("/sign-in");
+  else listen();
 }
 
 // A console that is stopped but not gone keeps its connection open and says nothing.
