@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +17,7 @@ import pytest
 
 from browser import MISSING, Browser, chromium
 from console_line import Line, ServedConsole, blob
-from edge.demo.line import BUNDLE, DaemonProcess, SimulatedCamera, load_photos, write_config
+from edge.demo.line import BUNDLE, ConsoleProcess, DaemonProcess, SimulatedCamera, load_photos, write_config
 from edge.labels import pictures_folder, read_labels
 
 SHOTS = Path(__file__).parents[2] / "build" / "console"
@@ -443,18 +441,12 @@ def test_a_part_is_scored_again_behind_a_real_daemon(browser: Browser, tmp_path:
             SimulatedCamera(ready["frames_address"], name, photos[7 * index :], 2.0)
             for index, name in enumerate(("left", "right"))
         ]
-        options = [ready["events_address"], "--replay", ready["replay_address"], "--config", str(config), "--port", "0"]
-        console = subprocess.Popen(
-            [sys.executable, "-m", "edge.cli", "console", *options], stdout=subprocess.PIPE, text=True
-        )
-        assert console.stdout is not None
-        with console.stdout as told:
-            page = told.readline().split()[-1]
+        with ConsoleProcess(config, ready) as console:
             try:
                 for camera in cameras:
                     camera.start()
                 browser.resize(1440, 900)
-                browser.open(page)
+                browser.open(console.page)
                 browser.wait("document.querySelectorAll('.card').length >= 4", 60)
                 for camera in cameras:
                     camera.stop()
@@ -474,8 +466,7 @@ def test_a_part_is_scored_again_behind_a_real_daemon(browser: Browser, tmp_path:
             finally:
                 for camera in cameras:
                     camera.stop()
-                console.terminate()
-                console.wait(20)
+                browser.open("about:blank")
 
     assert answer.startswith("Identical: reject, score ")
 

@@ -13,6 +13,7 @@ import pytest
 from edge.console.feed import Sources
 from edge.console.guard import read_token
 from edge.console.serve import Settings, pictures_of, policy_of, serve
+from edge.demo.line import ConsoleProcess
 from edge.errors import CommandError, ConfigError, DataError, KizuError, LabelError
 
 EVENTS = Sources("tcp://127.0.0.1:5551")
@@ -125,6 +126,22 @@ def test_pictures_lie_where_the_configuration_says(tmp_path: Path) -> None:
     )
 
     assert pictures_of(Settings(EVENTS, config=config)) == tmp_path / "events.sqlite.rejects"
+
+
+def test_the_demo_serves_the_page_as_well() -> None:
+    """`kizu demo --console`: one command, one address to open."""
+    words = [sys.executable, "-m", "edge.cli", "demo", "--console", "--backend", "fake", "--seconds", "0.5", "--json"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100)
+
+    assert done.returncode == 0 and "console at http://127.0.0.1:" in done.stderr, done.stderr
+
+
+def test_a_console_that_cannot_serve_ends_the_demo_with_its_words(tmp_path: Path) -> None:
+    """Not a demo that waits for a page which never comes."""
+    ready = {"events_address": "tcp://127.0.0.1:5551", "replay_address": None}
+
+    with pytest.raises(KizuError, match=r"nowhere\.toml"):
+        ConsoleProcess(tmp_path / "nowhere.toml", ready)
 
 
 def test_ending_it_is_no_error(tmp_path: Path) -> None:
