@@ -334,12 +334,12 @@ def test_health_is_told_in_words(line: Line, browser: Browser, show: Callable[..
 def test_a_burst_leaves_a_page_that_answers_and_has_not_grown(
     line: Line, browser: Browser, show: Callable[..., ServedConsole]
 ) -> None:
-    """Four thousand rejects from twenty cameras as fast as they go: twenty tiles, twenty-four cards, no node more."""
+    """Two thousand rejects from twenty cameras as fast as they go: twenty tiles, twenty-four cards, no node more."""
     show()
     mask = blob()
     nodes = []
     for _ in range(2):
-        for number in range(2000):
+        for number in range(1000):
             line.judge(f"cam{number % 20}", "reject", mask)
         last = line.judge("cam0", "reject", mask).id
         browser.wait(f"document.querySelector('.tile[data-number=\"{last}\"]') !== null", 60)
@@ -364,8 +364,8 @@ def test_a_browser_that_stops_reading_costs_the_console_nothing(
         slow.connect((address.hostname, address.port))
         slow.sendall(f"GET /events HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode())
         before: list[int] = []
-        for _ in range(4):
-            for number in range(1500):
+        for _ in range(3):
+            for number in range(1000):
                 line.judge(f"cam{number % 8}", "reject", blob())
             last = line.judge("cam0", "reject", blob()).id
             browser.wait(f"document.querySelector('.tile[data-number=\"{last}\"]') !== null", 60)
