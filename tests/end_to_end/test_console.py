@@ -87,6 +87,24 @@ def test_a_reject_is_on_tile_and_strip_with_its_mask(
     assert list(browser.complaints) == []
 
 
+def test_a_tile_keeps_its_last_reject_among_a_thousand_good_parts(
+    line: Line, browser: Browser, show: Callable[..., ServedConsole]
+) -> None:
+    """The newest part is seldom the one that matters; a page that is opened later shows it as well."""
+    console = show()
+    for part in range(300):
+        if part == 150:
+            line.reject("cam1")
+        line.judge("cam1")
+    has = (
+        "document.querySelector('.tile[data-decision=accept] .frame[data-old] .contour').getAttribute('d').length > 20"
+    )
+    browser.wait(has)
+    browser.open(console.page)
+
+    browser.wait(has)
+
+
 def test_no_name_from_the_line_becomes_markup(line: Line, browser: Browser, show: Callable[..., ServedConsole]) -> None:
     """Camera, part, model, reason: shown as they are, in tile, strip, dialog and notices."""
     show()

@@ -29,6 +29,7 @@ export class Detail {
     this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
     this.dialog.addEventListener("keydown", (event) => this.key(event));
     this.frame.image.addEventListener("load", () => this.note(""));
+    this.frame.image.addEventListener("error", () => this.note("The picture is not kept (any more)."));
   }
 
   open(shown) {
