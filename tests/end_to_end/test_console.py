@@ -266,11 +266,11 @@ def test_no_screen_is_too_small_and_fingers_find_the_buttons(
     assert (over, tiles, small, dialog) == (0, 0, 0, 0)
 
 
-@pytest.mark.parametrize(("cameras", "pixels"), [(1, 60), (4, 40), (20, 28)])
+@pytest.mark.parametrize(("cameras", "pixels"), [(1, 70), (4, 60), (20, 30)])
 def test_the_verdict_is_large(
     line: Line, browser: Browser, show: Callable[..., ServedConsole], cameras: int, pixels: int
 ) -> None:
-    """On a full HD screen: for a few cameras 40 px and more, which on a 24-inch one is read at three meters."""
+    """On a full HD screen: for a few cameras 60 px and more, which on a 24-inch one is read at three meters."""
     show()
     browser.resize(1920, 1080)
     for number in range(cameras):
