@@ -36,7 +36,7 @@ def calibrate(
     ] = None,
     bad: Annotated[Path | None, typer.Option(help="Folder of bad parts: how many pass; they change nothing.")] = None,
     line: Annotated[Path | None, typer.Option(help="The line's TOML file: regions of interest of its cameras.")] = None,
-    zones: Annotated[Path | None, typer.Option(help="TOML file of zones: what is inspected, a threshold each.")] = None,
+    zones: Annotated[Path | None, typer.Option(help="Zones, a threshold each: TOML file or mask picture.")] = None,
     min_area: Annotated[
         str | None,
         typer.Option(metavar="PX|certify", help="Smallest defect region; certify: from the good parts. As before."),
@@ -56,7 +56,7 @@ def calibrate(
     from calib.certificate_page import certificate_page
     from calib.parts import grouping_of
     from calib.threshold import parse_rate
-    from calib.zoning import read_zones
+    from calib.zone_files import read_zones
     from edge.bundle import open_bundle
     from edge.engines.registry import require_backend
     from edge.images import write_atomically

@@ -232,6 +232,7 @@ def _fit(source: ModelBundle, camera: str, scored: Scored, request: Request) -> 
     _require_differences(source, camera, scored)
     zones = tuple(request.zones.get(camera, ()))
     if zones:
+        zones = _sized(camera, zones, scored)
         fitted, zones, scores = fit_zones(scored, zones, **asked)
     else:
         scores = list(scored.scores.values())
@@ -248,6 +249,18 @@ def _fit(source: ModelBundle, camera: str, scored: Scored, request: Request) -> 
         pixel_threshold = source.calibration.pixel_threshold
         min_area_px = 1 + round(sorted(scored.areas.values())[fitted.rank - 1])
     return Fit(fitted, tuple(sorted(scores)), pixel_threshold, min_area_px, zones)
+
+
+def _sized(camera: str, zones: tuple[Zone, ...], scored: Scored) -> tuple[Zone, ...]:
+    """The zones, for frames of the sample's size: in a frame of another one they would lie elsewhere."""
+    if len(scored.sizes) > 1:
+        sizes = ", ".join(f"{width} x {height}" for height, width in sorted(scored.sizes)[:3])
+        raise CalibrationError(
+            f"{f'camera {camera}: ' if camera else ''}pictures of {len(scored.sizes)} sizes ({sizes} px), but zones "
+            "are drawn in frame pixels; give pictures of one size"
+        )
+    (size,) = scored.sizes
+    return tuple(msgspec.structs.replace(zone, frame_size=size) for zone in zones)
 
 
 def _require_differences(source: ModelBundle, camera: str, scored: Scored) -> None:

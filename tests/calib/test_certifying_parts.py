@@ -340,7 +340,7 @@ def zoned(tmp_path: Path, number: int) -> Path:
 
 
 def test_zones_have_thresholds_of_their_own_and_the_rest_is_not_inspected(
-    bundle: Path, invoke: Invoke, tmp_path: Path, test_folder: Path
+    bundle: Path, invoke: Invoke, tmp_path: Path
 ) -> None:
     """A flaw in the quiet zone is found though the busy one scores higher on every good part."""
     folder = zoned(tmp_path, 80)
@@ -351,8 +351,13 @@ def test_zones_have_thresholds_of_their_own_and_the_rest_is_not_inspected(
     found = json.loads(result.stdout)
     flawed = gray(np.random.default_rng(7))
     flawed[4:8, 20:24] = 220
-    save(test_folder / "test" / "hole" / "flawed.png", flawed)
-    judged = invoke(evaluate, tmp_path / "line", "--data", test_folder, "--backend", "fake", "--json", "-")
+    save(tmp_path / "data" / "test" / "hole" / "flawed.png", flawed)
+    larger = save(tmp_path / "data" / "test" / "hole" / "larger.png", np.full((64, 64, 1), 128, np.uint8))
+    judge = (evaluate, tmp_path / "line", "--data", tmp_path / "data", "--backend", "fake", "--json", "-")
+    with pytest.raises(DataError, match=r"larger\.png: frame of 64 x 64 px, zone print was drawn for 32 x 32"):
+        invoke(*judge)
+    larger.unlink()
+    judged = invoke(*judge)
     rows = {row["path"]: row for row in json.loads(judged.stdout)["images"]}
 
     assert found["zones"]["plain"] < 0.3 < 0.6 < found["zones"]["print"] == found["threshold"]
@@ -365,6 +370,33 @@ def test_several_zones_need_more_parts_and_say_how_many(bundle: Path, invoke: In
     with pytest.raises(CalibrationError, match=r"over 2 zones needs at least 77 good parts, but 60.*supports 1 zones"):
         invoke(
             calibrate, bundle, "--good", zoned(tmp_path, 60), "--out", tmp_path / "line", *PROMISE,
+            "--zones", tmp_path / "zones.toml",
+        )  # fmt: skip
+
+
+def test_a_painted_mask_is_a_zone_for_every_gray_level(bundle: Path, invoke: Invoke, tmp_path: Path) -> None:
+    """The same as the polygons: two levels, and 0 where nothing is inspected."""
+    folder = zoned(tmp_path, 80)
+    mask = np.zeros((32, 32, 1), np.uint8)
+    mask[:, :16], mask[:24, 16:] = 100, 200
+    save(tmp_path / "mask.png", mask)
+    arguments = (calibrate, bundle, "--good", folder, *PROMISE)
+    invoke(*arguments, "--out", tmp_path / "drawn", "--zones", tmp_path / "zones.toml")
+    invoke(*arguments, "--out", tmp_path / "painted", "--zones", tmp_path / "mask.png")
+    drawn, painted = (open_bundle(tmp_path / name).calibration for name in ("drawn", "painted"))
+
+    assert (painted.threshold, painted.scores) == (drawn.threshold, drawn.scores)
+    assert [zone.name for zone in painted.zones] == ["gray 100", "gray 200"]
+
+
+def test_zones_need_pictures_of_one_size(bundle: Path, invoke: Invoke, tmp_path: Path) -> None:
+    """In a frame of another size the same corners lie elsewhere."""
+    folder = zoned(tmp_path, 80)
+    save(folder / "larger.png", np.full((64, 64, 1), 128, np.uint8))
+
+    with pytest.raises(CalibrationError, match=r"2 sizes \(32 x 32, 64 x 64 px\)"):
+        invoke(
+            calibrate, bundle, "--good", folder, "--out", tmp_path / "line", *PROMISE,
             "--zones", tmp_path / "zones.toml",
         )  # fmt: skip
 
