@@ -43,6 +43,7 @@ FILES = {"mnist": SHARED / "mnist" / "mnist.npz", "cifar10": SHARED / "cifar10" 
 PRESET = {"mnist": "mnist", "cifar10": "cifar"}
 BORDER = 2
 HELD_OUT = 200
+LOOKS = 6
 SCORES: tuple[Score, ...] = ("a1", "a2", "a3")
 
 Found = dict[str, dict[str, list[dict[str, float]]]]
@@ -89,7 +90,8 @@ def main() -> None:
             )
             keep = balanced(bad, options.test, seed)
             for row in options.rows.split(","):
-                answer = judge(config_of(row, options), seed, learned, held, judged[keep], bad[keep])
+                looks = LOOKS if options.validate else 0
+                answer = judge(config_of(row, options), seed, learned, held, judged[keep], bad[keep], looks)
                 found.setdefault(row, {}).setdefault(name, []).append(answer)
                 print(f"lrdan: {name} seed {seed} {row} {answer}", file=sys.stderr, flush=True)
     print(json.dumps({
@@ -126,14 +128,20 @@ def config_of(row: str, options: argparse.Namespace) -> LrdanConfig:
 
 
 def judge(
-    config: LrdanConfig, seed: int, learned: Frames, held: Frames, judged: Frames, bad: NDArray[np.bool_]
+    config: LrdanConfig, seed: int, learned: Frames, held: Frames, judged: Frames, bad: NDArray[np.bool_], looks: int
 ) -> dict[str, float]:
-    """AUROC of every score that there is, after the last step."""
+    """AUROC of every score that there is, after the last step; ``looks`` on the way are printed."""
     method = Lrdan(config, seed=seed)
     method.prepare(learned)
     started = time.process_time()
-    outcome = run_training(method, learned, held, config.schedule(len(learned)), seed=seed, identity={})
     scores = SCORES if config.w_d else ("a3",)
+
+    def look(step: int, steps: int, loss: float) -> None:
+        if looks and step % max(1, steps // looks) == 0:
+            answers = {score: auroc(method, score, judged, bad) for score in scores}
+            print(f"  {step}/{steps} {answers} loss {loss:.3f}", file=sys.stderr, flush=True)
+
+    outcome = run_training(method, learned, held, config.schedule(len(learned)), seed=seed, identity={}, report=look)
     seconds = round(time.process_time() - started, 1)
     found = {score: auroc(method, score, judged, bad) for score in scores}
     missed = {

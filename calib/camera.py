@@ -82,7 +82,8 @@ def parse_board(text: str) -> Board:
 
 def find_board(image: NDArray[np.uint8], board: Board, name: str = "") -> View | None:
     """The board's corners in `image` (H, W, C) uint8; None where it cannot be seen, wholly if it is a chessboard."""
-    gray = np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
+    color = image.shape[2] == 3
+    gray = np.ascontiguousarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) if color else image[:, :, 0], np.uint8)
     found = _chessboard(gray, board) if board.kind == "chessboard" else _charuco(gray, board)
     if found is None:
         return None
@@ -191,7 +192,7 @@ def fit_flat_field(
             f"{weak} pixels get less than 1/{MAX_GAIN:g} of the mean light, the darkest at ({x}, {y}): that is a dead "
             "pixel, dirt or a shadow, not uneven light; clean the target and the lens, or light it better"
         )
-    return gain.astype(np.float32), black.astype(np.float32)
+    return np.asarray(gain, np.float32), np.asarray(black, np.float32)
 
 
 # --- boards -----------------------------------------------------------------------------------------------------------
@@ -205,7 +206,8 @@ def _chessboard(gray: NDArray[np.uint8], board: Board) -> _Found | None:
     if not there:
         return None
     columns, rows = np.meshgrid(np.arange(board.columns), np.arange(board.rows))
-    return corners, np.stack((columns.ravel(), rows.ravel()), axis=1) * board.square_mm
+    places = np.stack((columns.ravel(), rows.ravel()), axis=1) * board.square_mm
+    return np.asarray(corners, np.float32), np.asarray(places, np.float64)
 
 
 def _charuco(gray: NDArray[np.uint8], board: Board) -> _Found | None:
@@ -216,7 +218,7 @@ def _charuco(gray: NDArray[np.uint8], board: Board) -> _Found | None:
     if corners is None or ids is None or len(ids) < MIN_CORNERS:
         return None
     places = np.asarray(printed.getChessboardCorners(), np.float64)[:, :2]
-    return corners, places[np.ravel(ids)]
+    return np.asarray(corners, np.float32), places[np.ravel(ids)]
 
 
 def _require_spread(views: Sequence[View], size: tuple[int, int]) -> None:

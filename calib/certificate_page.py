@@ -76,7 +76,7 @@ def _promise_in_words(certificate: Certificate) -> list[Piece]:
 
 def _facts(certificate: Certificate, certified: Certified) -> Markup:
     calibration = certified.bundle.calibration
-    regions = {camera or "all": one.roi_xywh for camera, one in (calibration.cameras or {"": calibration}).items()}
+    regions = {camera: one.roi_xywh for camera, one in calibration.cameras.items()} or {"all": calibration.roi_xywh}
     return table(
         [
             ("good parts", f"{certificate.parts:,} in {certificate.images:,} pictures"),

@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from calib.certificate import choose_sample
 from calib.dataset import read_stored_image
 from calib.planting import SCRATCH_WIDTH_PX, Defect, Kind, plant
 from calib.progress import Advance, progress
+from calib.sample import choose_sample
 from calib.smallest import Tried, lower_bound, smallest_found
 from edge.bundle import ModelBundle, check_golden
 from edge.camera import CameraCalibration
@@ -138,7 +138,7 @@ def find_sizes(
         EngineError, ParityError: the backend failed, or does not give the bundle's golden answers on this machine.
     """
     sample = choose_sample(source, good)
-    pictures = _read(list(sample.paths))
+    pictures = _read([image.path for image in sample.images])
     stages = _stages(source, roi_xywh, camera, rules)
     line = _Line(source, stages, backend)
     rejected = line.rejected_as_they_are(pictures, plan.blur_px)

@@ -21,7 +21,7 @@ import itertools
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -485,20 +485,27 @@ def cells_between(manifest: Manifest, refine: Refine) -> int:
 
 
 def check_golden(
-    bundle: ModelBundle, engine: Runner | Refining, *, require: bool = False, loose: float = 0.0
+    bundle: ModelBundle,
+    engine: Runner | Refining,
+    *,
+    require: bool = False,
+    loose: float = 0.0,
+    before_each: Callable[[], None] = lambda: None,
 ) -> GoldenCheck:
     """Run the bundle's golden frames one by one and compare maps and scores with the expected ones.
 
     They are the dense graph's. Of an engine that looks coarsely first, both graphs are checked, each in all its cells.
     `loose` is for engines of lower precision: that share of the largest expected value is admitted as well.
+    `before_each` is called before each frame, for a caller that does not want to take all of the machine.
 
     Raises:
         ParityError: only with `require`, when the tolerance is exceeded.
         EngineError: the engine failed.
     """
     if isinstance(engine, Refining):
-        dense = check_golden(bundle, engine.dense, require=require, loose=loose)
-        coarse = check_golden(coarse_bundle(bundle), engine.coarse, require=require, loose=loose)
+        dense = check_golden(bundle, engine.dense, require=require, loose=loose, before_each=before_each)
+        looked = coarse_bundle(bundle)
+        coarse = check_golden(looked, engine.coarse, require=require, loose=loose, before_each=before_each)
         return GoldenCheck(
             frames=dense.frames,
             max_abs=float(np.maximum(dense.max_abs, coarse.max_abs)),
@@ -510,6 +517,7 @@ def check_golden(
     max_abs = max_share = 0.0
     for index in range(len(golden.frames)):
         # One frame a batch: every engine takes that, whatever its largest batch.
+        before_each()
         maps, scores = engine.infer(golden.frames[index : index + 1])
         for found, expected in ((maps[0], golden.maps[index]), (scores[:1], golden.scores[index : index + 1])):
             if found.shape != expected.shape:

@@ -38,9 +38,8 @@ from edge.gpu_metrics import find_gpus
 from edge.health import Notifier, State, state_of
 from edge.inference import Stages
 from edge.keys import ServerKeys, load_server
-from edge.login import load_login
 from edge.metrics import Metrics
-from edge.metrics_server import MetricsServer, load_certificate
+from edge.metrics_server import load_access, open_server
 from edge.opening import EngineOpener
 from edge.payloads import FrameLimits
 from edge.pipeline import Pipeline
@@ -55,7 +54,7 @@ from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
 from edge.stages.tile import Tiling, tiling_of
 from edge.stages.watch import WatchSettings
-from edge.swap import Model, SwapDesk
+from edge.swap import Model, Pace, SwapDesk
 from edge.types import Verdict
 from edge.warrant import Void, Warrant
 
@@ -82,6 +81,13 @@ class Ready:
     fallback: str | None
     golden_share_of_tolerance: float | None
     startup_s: float
+
+
+@dataclass(slots=True)
+class _Running:
+    """Whose engine judges at present: the first bundle's, then that of the last swap."""
+
+    opener: EngineOpener
 
 
 @dataclass(slots=True)
@@ -112,6 +118,8 @@ def check(config: EdgeConfig, where: Path) -> dict[str, str | int | float | bool
     check_addresses(config, where)
     open_keys(config, where)
     check_peers(config, where)
+    with _named(where, "metrics"):
+        load_access(config.metrics)
     bundle = _open_bundle(config, where)
     make_stages(config, bundle, where)
     find_challenge(config, where)
@@ -171,7 +179,8 @@ def serve(
         metrics.set_build(config.line)
         if gpus := find_gpus():
             registry.register(gpus)
-        server = opened.enter_context(open_metrics(config, where, registry, metrics))
+        with _named(where, "metrics"):
+            server = opened.enter_context(open_server(config.metrics, registry, metrics.refuse_scrape))
         bundle = _open_bundle(config, where)
         opener = _opener(config, bundle, metrics, warn)
         stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
@@ -246,6 +255,8 @@ def serve(
                 )
             opened.callback(replay.close)
 
+        running = _Running(opener)
+
         def sample_log() -> None:
             metrics.set_depth("log", event_log.waiting)
             metrics.log_head.set(event_log.head)
@@ -254,7 +265,7 @@ def serve(
             metrics.set_lags(event_log.head, event_log.cursors())
             metrics.set_replayed(0 if replay is None else replay.served)
             metrics.set_rejects_dropped(0 if rejects is None else rejects.dropped)
-            metrics.set_substitute(opener.fallback is not None)
+            metrics.set_substitute(running.opener.fallback is not None)
             metrics.set_log_disk(config.log.path)
 
         with warming_masks():
@@ -263,12 +274,6 @@ def serve(
             golden = check_engine(config, bundle, engine)
             engine.warmup()
         metrics.set_engine(engine.spec.name, engine.spec.version, engine.spec.device)
-
-        def open_again() -> Engine:
-            fresh = _open_checked(config, bundle, opener)
-            metrics.set_engine(fresh.spec.name, fresh.spec.version, fresh.spec.device)
-            return fresh
-
         metrics.set_model(bundle.model_id, bundle.manifest, stages.decide.calibration.certified)
 
         def linked(camera: str, connected: bool) -> None:
@@ -300,7 +305,7 @@ def serve(
         pipeline = Pipeline(
             source=source,
             engine=engine,
-            open_engine=open_again,
+            open_engine=lambda: _open_told(config, bundle, opener, metrics, running),
             stages=stages,
             log=event_log,
             publisher=publisher,
@@ -319,7 +324,10 @@ def serve(
         pipeline.start(reading=challenge is None or not config.challenge.required)
 
         def promoted(model: Model) -> None:
+            running.opener = model.opener
             metrics.set_model(model.model_id, model.manifest, model.certified)
+            spec = model.engine.spec
+            metrics.set_engine(spec.name, spec.version, spec.device)
             if challenge is not None:
                 challenge.ask()
 
@@ -328,7 +336,7 @@ def serve(
                 config.control_address or default_control_address(config),
                 pipeline=pipeline,
                 load=lambda path: _load_model(
-                    msgspec.structs.replace(config, bundle=path), where, metrics, clock, warn
+                    msgspec.structs.replace(config, bundle=path), where, metrics, clock, warn, running
                 ),
                 configured=lambda: load_config(where).bundle,
                 promoted=promoted,
@@ -363,7 +371,7 @@ def serve(
             if challenge is not None:
                 challenge.start()
             gate = _Gate(announce, lambda: challenge is None or challenge.is_clear)
-            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, sample_log, opener, gate)
+            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, sample_log, running, gate)
         finally:
             notifier.stopping()
             metrics.set_state("stopping")
@@ -385,22 +393,22 @@ def _watch(
     clock: Clock,
     log: Any,
     sample_log: Callable[[], None],
-    opener: EngineOpener,
+    running: _Running,
     gate: _Gate,
 ) -> None:
     """The main thread's loop: heads, queue depths, state and watchdog, a few times per second."""
     state: State | None = None
     told_ns = asked_ns = 0
     while gate.look() and not stop.event.wait(_TICK_S) and not pipeline.ended:
-        publisher.tick("" if state is None else state.value, opener.fallback or "")
+        publisher.tick("" if state is None else state.value, running.opener.fallback or "")
         pipeline.sample_queues()
         sample_log()
-        now_ns = clock.monotonic_ns()
-        new = state_of(replace(pipeline.progress(), engine_fallback=opener.fallback is not None), now_ns)
+        now_ns, fallback = clock.monotonic_ns(), running.opener.fallback
+        new = state_of(replace(pipeline.progress(), engine_fallback=fallback is not None), now_ns)
         if new is not state:
             log.info("state", state=new.value, before=None if state is None else state.value)
             metrics.set_state(new.value)
-            notifier.status(new.value if opener.fallback is None else f"{new.value}: no GPU ({opener.fallback})")
+            notifier.status(new.value if fallback is None else f"{new.value}: no GPU ({fallback})")
             state = new
         if not gate.told and now_ns - asked_ns >= _NOT_YET_S / 2 * 1e9:
             notifier.not_yet(_NOT_YET_S)
@@ -632,24 +640,6 @@ def open_door(config: EdgeConfig, where: Path, context: Context, metrics: Metric
         return Doorkeeper(context, peers, on_refused=metrics.refuse_connection, on_step=metrics.connection, tell=warn)
 
 
-def open_metrics(config: EdgeConfig, where: Path, registry: CollectorRegistry, metrics: Metrics) -> MetricsServer:
-    """The metrics page's endpoint, with TLS and login as configured.
-
-    Raises:
-        ConfigError: names file and key.
-    """
-    asked = config.metrics
-    tls = login = None
-    if asked.certificate is not None and asked.private_key is not None:
-        with _named(where, "metrics.certificate"):
-            tls = load_certificate(asked.certificate, asked.private_key)
-    if asked.login is not None:
-        with _named(where, "metrics.login"):
-            login = load_login(asked.login)
-    with _named(where, "metrics"):
-        return MetricsServer(registry, asked.host, asked.port, tls=tls, login=login, on_refused=metrics.refuse_scrape)
-
-
 def _open_bundle(config: EdgeConfig, where: Path) -> ModelBundle:
     try:
         bundle = open_bundle(Path(config.bundle))
@@ -729,13 +719,17 @@ def find_challenge(config: EdgeConfig, where: Path) -> tuple[Sample, ...]:
         return find_samples(Path(config.challenge.dir), [camera.name for camera in config.cameras])
 
 
-def _load_model(config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock, warn: Warn) -> Model:
+def _load_model(
+    config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock, warn: Warn, running: _Running
+) -> Model:
     """A bundle verified, checked and warmed beside the one that runs.
 
     Raises:
         ConfigError, BundleError, EngineError, ParityError: it cannot run here, and why.
     """
+    rest = Pace()
     bundle = _open_bundle(config, where)
+    rest()
     opener = _opener(config, bundle, metrics, warn)
     stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
     samples = find_challenge(config, where)
@@ -743,14 +737,15 @@ def _load_model(config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock,
         tried = take_apart(samples, _open_checked(config, bundle, opener), stages, clock, config.batching.max_batch)
         if not tried.passed:
             raise ChallengeError(f"bundle {config.bundle}: the line's challenge {tried.detail}")
-    engine = _open_checked(config, bundle, opener)
+    engine = _open_checked(config, bundle, opener, rest)
     return Model(
         bundle.model_id,
         bundle.manifest,
         stages.decide.calibration.certified,
         engine,
-        lambda: _open_checked(config, bundle, opener),
+        lambda: _open_told(config, bundle, opener, metrics, running),
         stages,
+        opener,
     )
 
 
@@ -762,18 +757,33 @@ def _opener(config: EdgeConfig, bundle: ModelBundle, metrics: Metrics, warn: War
     return EngineOpener(config, bundle, on_tiles=metrics.count_tiles, on_fallback=fell_back)
 
 
-def _open_checked(config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener) -> Engine:
+def _open_told(
+    config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener, metrics: Metrics, running: _Running
+) -> Engine:
+    """`_open_checked`, and the metrics say what runs if it is the one that judges, not a shadow."""
+    fresh = _open_checked(config, bundle, opener)
+    if running.opener is opener:
+        metrics.set_engine(fresh.spec.name, fresh.spec.version, fresh.spec.device)
+    return fresh
+
+
+def _open_checked(
+    config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener, rest: Callable[[], None] = lambda: None
+) -> Engine:
     """An engine that answers the golden frames as it should (it may be the CPU's now), and is warm."""
     with ExitStack() as refused:
         engine = refused.enter_context(opener.open())
-        check_engine(config, bundle, engine)
+        check_engine(config, bundle, engine, rest)
         engine.warmup()
+        rest()
         refused.pop_all()
     return engine
 
 
-def check_engine(config: EdgeConfig, bundle: ModelBundle, engine: Engine) -> GoldenCheck | None:
-    """Run the golden frames on this device; None with the fake engine, which does not run the model.
+def check_engine(
+    config: EdgeConfig, bundle: ModelBundle, engine: Engine, rest: Callable[[], None] = lambda: None
+) -> GoldenCheck | None:
+    """Run the golden frames on this device, with a `rest` before each; None with the fake engine, which runs no model.
 
     Raises:
         ParityError: beyond the bundle's tolerance.
@@ -781,7 +791,7 @@ def check_engine(config: EdgeConfig, bundle: ModelBundle, engine: Engine) -> Gol
     if config.engine.backend == "fake":
         return None
     loose = LOOSE[config.engine.precision] if engine.spec.name == "tensorrt" else 0.0
-    return check_golden(bundle, engine, require=True, loose=loose)
+    return check_golden(bundle, engine, require=True, loose=loose, before_each=rest)
 
 
 def _warn_of_bundle(config: EdgeConfig, bundle: ModelBundle, warn: Warn) -> None:

@@ -131,7 +131,7 @@ GROUPS: Final[Mapping[str, tuple[Series, ...]]] = MappingProxyType({
         Series(
             "histogram",
             "kizu_score_p_value",
-            "P-values of judged frames against the calibration's good parts; even while parts are like those.",
+            "P-values of judged frames against the calibration's good parts; evenly spread while parts are like those.",
             _camera(),
             P_VALUES,
         ),

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from trainer.bisection import top_mean
 from trainer.lrdan_nets import AutoEncoder, LrdanNets, to_signed
 
 Score = Literal["a1", "a2", "a3"]
@@ -17,7 +18,7 @@ Score = Literal["a1", "a2", "a3"]
 in ADAE; a3 = G(x), the generator alone."""
 
 Pool = Literal["mean", "top"]
-"""How an image score follows from the map: the mean of all cells (paper), or of its largest ``TOP_SHARE``."""
+"""How an image score follows from the map: the mean of all cells (paper), or of its largest ``share``."""
 
 
 class LrdanGraph(nn.Module):
@@ -26,10 +27,19 @@ class LrdanGraph(nn.Module):
     A map value is (difference - ``shift``) * ``scale``, the difference in the units of -1 to 1.
     """
 
-    def __init__(self, nets: LrdanNets, score: Score, pool: Pool, shift: float = 0.0, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        nets: LrdanNets,
+        score: Score,
+        pool: Pool = "mean",
+        *,
+        share: float = 0.1,
+        shift: float = 0.0,
+        scale: float = 1.0,
+    ) -> None:
         super().__init__()
         self.chain = nn.ModuleList(chain_of(nets, score))
-        self.pool, self.shift, self.scale = pool, shift, scale
+        self.pool, self.share, self.shift, self.scale = pool, share, shift, scale
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         images = to_signed(frames)
@@ -37,7 +47,7 @@ class LrdanGraph(nn.Module):
         for net in self.chain:
             answer = net(answer)
         maps = ((images - answer).abs().mean(1) - self.shift) * self.scale
-        return maps, maps.mean((1, 2))
+        return maps, maps.mean((1, 2)) if self.pool == "mean" else top_mean(maps, self.share)
 
 
 def chain_of(nets: LrdanNets, score: Score) -> tuple[AutoEncoder, ...]:
@@ -49,5 +59,5 @@ def chain_of(nets: LrdanNets, score: Score) -> tuple[AutoEncoder, ...]:
 @torch.no_grad()
 def differences(nets: LrdanNets, score: Score, frames: Tensor) -> Tensor:
     """The map of ``frames`` (N, h, w, C) uint8 before normalization, (N, h, w) float32."""
-    maps: Tensor = LrdanGraph(nets, score, "mean")(frames)[0]
+    maps: Tensor = LrdanGraph(nets, score)(frames)[0]
     return maps

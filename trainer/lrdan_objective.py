@@ -23,7 +23,11 @@ from edge.errors import CommandError, TrainingError
 from trainer.lrdan_nets import LrdanNets
 
 Norms = Literal["mean", "sum"]
-"""``sum``: norms as they are written.  ``mean``: every norm per element, |.|_1 and |.|^2 over n, |.|_2 over sqrt(n)."""
+"""``sum``: norms as they are written, those of images for ``PAPER_SIDE`` px: an image of another size counts as one of
+that size, or the weights would mean something else.  ``mean``: all per element, |.|_1 and |.|^2 over n, |.|_2 over
+sqrt(n)."""
+
+PAPER_SIDE = 32
 
 Scheme = Literal["turns", "joint"]
 """``turns``: D, then D' with G held fixed, then G with D' held fixed.  ``joint``: D, then G and D' on one loss, as the
@@ -112,15 +116,18 @@ def dual_error(
 
     A generated image missed by more than ``cap`` an element counts as missed by that, and pushes no further.
     """
-    elements = 1 if norms == "mean" else made[0].numel()
-    spoiled = _each_error(made, made_answers, norms).clamp(max=cap * elements)
+    spoiled = _each_error(made, made_answers, norms).clamp(max=cap * _elements(made, norms))
     return image_error(images, answers, norms) - k * spoiled.mean()
 
 
 def _each_error(images: Tensor, answers: Tensor, norms: Norms) -> Tensor:
     """|x - y|_1 of each image (N,), in float32 whatever the networks computed in."""
-    each = (images.float() - answers.float()).abs().flatten(1)
-    return each.mean(1) if norms == "mean" else each.sum(1)
+    return (images.float() - answers.float()).abs().flatten(1).mean(1) * _elements(images, norms)
+
+
+def _elements(images: Tensor, norms: Norms) -> int:
+    """For how many elements the mean over those of an image stands."""
+    return 1 if norms == "mean" else images.shape[1] * PAPER_SIDE**2
 
 
 def judge_loss(real: Tensor, made: Tensor) -> Tensor:

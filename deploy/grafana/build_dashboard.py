@@ -150,7 +150,7 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
     "Quality": (
         Panel(
             "P-values",
-            "Even while parts are like those of the calibration; a heap at 0 is bad parts or another picture.",
+            "Evenly spread while parts are like those of the calibration; a heap at 0 is bad parts or another picture.",
             ((f"sum by (le) (increase(kizu_score_p_value_bucket{{{CAMERA}}}{WINDOW}))", "{{le}}"),),
             kind="heatmap",
         ),

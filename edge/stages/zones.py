@@ -82,8 +82,8 @@ class Zones:
 
 
 def _labels(zones: Sequence[Zone], roi: Roi, shape: tuple[int, ...]) -> NDArray[np.intp]:
-    y = roi.y + (np.arange(shape[0]) + 0.5) * (roi.height / shape[0])
-    x = roi.x + (np.arange(shape[1]) + 0.5) * (roi.width / shape[1])
+    y = np.asarray(roi.y + (np.arange(shape[0]) + 0.5) * (roi.height / shape[0]), np.float64)
+    x = np.asarray(roi.x + (np.arange(shape[1]) + 0.5) * (roi.width / shape[1]), np.float64)
     labels = np.full(shape, -1, np.intp)
     for place in reversed(range(len(zones))):  # the first zone is written last
         labels[_holds(zones[place].rings_xy, x, y)] = place

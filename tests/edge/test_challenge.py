@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -57,7 +60,6 @@ class Line:
     """A daemon in a thread with a fixed metrics port; `ready` is set once it says so."""
 
     config: EdgeConfig
-    addresses: list[str]
     stop: StopRequest = field(default_factory=StopRequest)
     ready: threading.Event = field(default_factory=threading.Event)
 
@@ -93,8 +95,6 @@ class Line:
 
 @contextmanager
 def running(folder: Path, bundle: ModelBundle, **challenge: Any) -> Iterator[Line]:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     config = load_config(
@@ -110,7 +110,7 @@ def running(folder: Path, bundle: ModelBundle, **challenge: Any) -> Iterator[Lin
             challenge={"dir": "samples", **challenge},
         )
     )
-    line, failures = Line(config, []), list[BaseException]()
+    line, failures = Line(config), list[BaseException]()
 
     def serve() -> None:
         try:
@@ -407,3 +407,51 @@ def test_a_sample_without_an_answer_is_a_miss(tmp_path: Path) -> None:
 
 def _said(frame: Frame, decision: Decision) -> Verdict:
     return Verdict(frame.id, decision, Reason.SCORE, "", 1.0, 0.5, None, False, (), (64, 64), "model")
+
+
+def test_systemd_hears_ready_only_after_a_pass(
+    tmp_path: Path, make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until then it is asked for patience, so that it does not kill a daemon that says what is wrong."""
+    lay_out(tmp_path / "samples", bad_level=128)
+    heard: list[str] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(20)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+
+        def listen_for(word: str) -> None:
+            while word not in heard:
+                heard.append(systemd.recv(200).decode())
+
+        with running(tmp_path, dark_bundle(make_bundle, tmp_path / "bundle")) as line:
+            assert not line.challenge().passed
+            listen_for("STATUS=withheld")
+            listen_for("EXTEND_TIMEOUT_USEC=60000000")
+            before = list(heard)
+            lay_out(tmp_path / "samples")
+            assert line.challenge().passed
+            listen_for("READY=1")
+
+    assert "READY=1" not in before
+
+
+def test_the_command_says_which_sample_and_why(tmp_path: Path, make_bundle: MakeBundle) -> None:
+    """At the daemon and apart, by the real command: exit status 0 or 1, and the same answer."""
+    lay_out(tmp_path / "samples")
+
+    def kizu(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "edge.cli", "challenge", str(tmp_path / "line.toml"), *options]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+    with running(tmp_path, dark_bundle(make_bundle, tmp_path / "bundle")) as line:
+        assert line.ready.wait(30)
+        passed = kizu("--json")
+        lay_out(tmp_path / "samples", bad_level=128)
+        failed = kizu()
+    apart = kizu("--apart")
+
+    assert passed.returncode == 0 and msgspec.json.decode(passed.stdout)["passed"] is True
+    for one in (failed, apart):
+        assert one.returncode == 1 and "bad/hole.png (cam): accepted, expected rejected" in one.stdout
+        assert "the challenge of line demo is failed" in one.stderr

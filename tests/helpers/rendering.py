@@ -17,7 +17,7 @@ Scene = Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]
 """Gray levels at (x, y) mm."""
 
 LENS = Lens((520.0, 515.0, 325.0, 236.0), (-0.21, 0.06, 0.0012, -0.0008, 0.0), 0.0, 0)
-"""A wide lens with a barrel distortion of a dozen pixels in the corners of 640 x 480."""
+"""A wide lens with a barrel distortion of almost sixty pixels in the corners of 640 x 480."""
 
 
 @dataclass(frozen=True)

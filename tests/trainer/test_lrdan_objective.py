@@ -46,9 +46,9 @@ def a_step(weights: Weights = RIVALS) -> tuple[LrdanNets, Look, Objective]:
 # --- the five losses, by hand -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("norms", "expected"), [("mean", (1.5 + 0.5) / 2), ("sum", (6.0 + 2.0) / 2)])
+@pytest.mark.parametrize(("norms", "expected"), [("mean", (1.5 + 0.5) / 2), ("sum", 1024 * (1.5 + 0.5) / 2)])
 def test_the_image_loss_is_the_mean_over_images_of_their_l1_distance(norms: str, expected: float) -> None:
-    """Two images of four pixels: off by 0, 1, 2, 3 and by 2, 0, 0, 0."""
+    """Two images of four pixels, off by 0, 1, 2, 3 and by 2, 0, 0, 0; a sum is that of 32 x 32 such pixels."""
     images = torch.tensor([[0.0, 1.0, 2.0, 3.0], [2.0, 0.0, 0.0, 0.0]]).reshape(2, 1, 2, 2)
 
     assert float(image_error(images, torch.zeros_like(images), norms)) == expected  # type: ignore[arg-type]
@@ -81,13 +81,38 @@ def test_the_center_loss_is_the_mean_squared_distance_to_c(norms: str, expected:
     assert float(center_distance(latents, torch.ones(2), norms)) == expected  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("norms", "expected"), [("mean", 0.5 - 0.4 * 1.0), ("sum", 2.0 - 0.4 * 4.0)])
+@pytest.mark.parametrize(("norms", "expected"), [("mean", 0.5 - 0.4 * 1.0), ("sum", 512 - 0.4 * 1024)])
 def test_the_dual_loss_rewards_missing_generated_images(norms: str, expected: float) -> None:
     """Real pixels are missed by 0.5, generated ones by 1."""
     real, made = torch.zeros(2, 1, 2, 2), torch.ones(2, 1, 2, 2)
 
     found = dual_error(real, real + 0.5, made, made - 1, 0.4, norms)  # type: ignore[arg-type]
     assert float(found) == pytest.approx(expected)
+
+
+def test_a_sum_over_an_image_of_the_papers_size_is_a_plain_sum_and_a_larger_image_counts_as_that() -> None:
+    """At 256 px a plain sum would be 64 times larger, and the adversarial loss nothing beside it."""
+    image = tensors(2, 3, 32, 32, seed=7)
+
+    small = image_error(image, torch.zeros_like(image), "sum")
+    large = image_error(image.repeat(1, 1, 8, 8), torch.zeros(2, 3, 256, 256), "sum")
+
+    torch.testing.assert_close(small, image.abs().flatten(1).sum(1).mean())
+    torch.testing.assert_close(large, small)
+
+
+def test_a_cap_bounds_what_a_generated_image_can_earn() -> None:
+    """Missed by 1.5 and by 0.2, with a cap of 0.5 they count 0.5 and 0.2, and the first pulls no more."""
+    made = torch.zeros(2, 1, 2, 2)
+    answers = torch.stack([torch.full((1, 2, 2), 1.5), torch.full((1, 2, 2), 0.2)]).requires_grad_()
+
+    found = dual_error(made, made, made, answers, 0.4, "mean", cap=0.5)
+    found.backward()  # type: ignore[no-untyped-call]
+
+    assert float(found.detach()) == pytest.approx(-0.4 * 0.35)
+    assert answers.grad is not None
+    assert not answers.grad[0].any() and bool((answers.grad[1] < 0).all())
+    assert float(dual_error(made, made, made, answers.detach(), 0.4, "mean")) == pytest.approx(-0.4 * 0.85)
 
 
 def test_the_adversarial_losses_are_the_papers_logarithms() -> None:
@@ -258,6 +283,7 @@ def test_auxiliary_training_without_anything_real_to_hold_on_to_runs_away_and_is
         ({"dual": -1.0}, "weight dual"),
         ({"adversarial": math.nan}, "weight adversarial"),
         ({"image": 0.0}, "w_i = 0"),
+        ({"cap": 0.0}, "cap must be above 0"),
     ],
 )
 def test_weights_that_cannot_teach_are_refused(weights: dict[str, float], message: str) -> None:
@@ -280,6 +306,17 @@ def test_the_networks_end_in_one_vector_and_come_back_to_the_image(side: int, st
     assert latents.shape == (1, spec.latent, 1, 1) and answer.shape == images.shape
     assert float(answer.abs().max()) <= 1
     assert Discriminator(spec)(images).shape == (1,)
+
+
+def test_a_latent_grid_keeps_places_apart() -> None:
+    """Four halvings of 64 px: 4 x 4 vectors, and a judge that looks at each."""
+    spec = LrdanSpec(64, 1, latent=8, grid=4)
+    nets = LrdanNets(spec, seed=1)
+
+    look = Look.at(nets, tensors(2, 1, 64, 64, seed=8))
+
+    assert spec.stages == 4 and look.latents.shape == (2, 8, 4, 4) and look.made.shape == look.images.shape
+    assert nets.discriminator(look.images).shape == (2,) and nets.center.shape == (8, 4, 4)
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,8 @@ class LrdanConfig:
     w_d: float = 1.0  # [S]
     w_g: float = 0.0  # [C]
     k: float = 0.4  # [S]
-    dual_cap: float | None = 0.5  # [C]; None: the formula as it stands
-    norms: Norms = "mean"  # [C]
+    dual_cap: float | None = None  # [C]; None: the formula as it stands
+    norms: Norms = "sum"  # [C]
     scheme: Scheme = "turns"  # [C]
     warmup_steps: int = 100  # [C]
     score: Score = "a1"  # [C]
@@ -104,7 +104,16 @@ class LrdanConfig:
         return asdict(self)
 
 
-FRAMES = LrdanConfig(preset="frames", batch_size=8, epochs=20, min_steps=300, max_steps=600)
+FRAMES = LrdanConfig(
+    preset="frames",
+    batch_size=8,
+    epochs=20,
+    min_steps=300,
+    max_steps=600,
+    learning_rate=5e-4,
+    decay="cosine",
+    warmup_steps=50,
+)
 """The recommended preset: eight halvings of 256 px, sized for two CPU cores."""
 
 SMALL = LrdanConfig(preset="small", size_px=32, width=32)

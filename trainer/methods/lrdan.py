@@ -4,7 +4,8 @@
 and the center, the normalization of the map.  Leaves formulas to ``lrdan_objective``, networks to ``lrdan_nets``, the
 deployed graph to ``lrdan_graph``.
 
-    map = |x - answer|, mean over channels, in deviations of held-out good images;   score = its mean
+    map = |x - answer|, mean over channels, in deviations of held-out good images
+    score = its mean, or that of its largest share
 
 The paper is known here by its formulas alone; docs/methods/lrdan.md lists what had to be chosen.
 """
@@ -134,7 +135,8 @@ class Lrdan:
         nets = LrdanNets(self.nets.spec, self.seed)
         nets.load_state_dict({name: tensor.detach().cpu() for name, tensor in self.nets.state_dict().items()})
         mu, sigma = self.statistics["mu"], self.statistics["sigma"]
-        graph = LrdanGraph(nets, self.config.score, self.config.pool, shift=mu, scale=1 / sigma)
+        config = self.config
+        graph = LrdanGraph(nets, config.score, config.pool, share=config.share, shift=mu, scale=1 / sigma)
         return graph.eval().requires_grad_(False)
 
     def map_geometry(self, height_px: int, width_px: int, *, stride: int | None = None) -> MapGeometry:
