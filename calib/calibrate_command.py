@@ -14,9 +14,8 @@ import typer
 from edge.errors import CommandError
 
 if TYPE_CHECKING:
-    from calib.certificate import MinArea
     from calib.promise import Certificate, Promise
-    from edge.bundle import RoiXywh
+    from calib.request import MinArea
 
 
 def calibrate(
@@ -52,12 +51,14 @@ def calibrate(
 ) -> None:
     """Certify a threshold: at most RATE of good parts rejected, with confidence C, from other good parts."""
     # SciPy and numba take a second to load: not for `--help`.
-    from calib.certificate import Request, certify_parts
+    from calib.certificate import certify_parts
     from calib.certificate_page import certificate_page
     from calib.parts import grouping_of
+    from calib.request import Request
     from calib.threshold import parse_rate
     from calib.zone_files import read_zones
     from edge.bundle import open_bundle
+    from edge.config import load_config
     from edge.engines.registry import require_backend
     from edge.images import write_atomically
 
@@ -69,7 +70,7 @@ def calibrate(
         skip_bad=skip_bad_images,
         grouping=grouping_of(parts, part_pattern, block),
         bad=bad,
-        roi_xywh={} if line is None else _regions(line, one_camera=parts is None and part_pattern is None),
+        line=None if line is None else {camera.name: camera.roi_xywh for camera in load_config(line).cameras},
         zones={} if zones is None else read_zones(zones),
     )
     page = report or out.with_name(f"{out.name}.certificate.html")
@@ -95,20 +96,6 @@ def _min_area(text: str | None) -> MinArea:
     if not text.isdecimal() or int(text) < 1:
         raise CommandError(f"--min-area {text!r}: expected pixels, at least 1, or the word certify")
     return int(text)
-
-
-def _regions(line: Path, *, one_camera: bool) -> dict[str, RoiXywh]:
-    """By camera; "" is the only camera of a line whose pictures do not say which one took them."""
-    from edge.config import load_config
-
-    cameras = load_config(line).cameras
-    if one_camera and len(cameras) > 1:
-        raise CommandError(
-            f"--line {line} has {len(cameras)} cameras; say which one took each picture: (?P<camera>…) in "
-            "--part-pattern, or a column camera in --parts"
-        )
-    found = {"" if one_camera else camera.name: camera.roi_xywh for camera in cameras}
-    return {name: roi for name, roi in found.items() if roi is not None}
 
 
 def table(certificate: Certificate) -> str:

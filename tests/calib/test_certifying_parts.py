@@ -258,6 +258,23 @@ def test_a_certificate_of_another_model_is_refused_wherever_the_bundle_is_opened
     assert not (tmp_path / "mixed").exists()
 
 
+def test_the_lines_cameras_are_those_of_the_pictures(bundle: Path, invoke: Invoke, tmp_path: Path) -> None:
+    """A camera without pictures is pointed out; one that the line does not have is refused."""
+    rng = np.random.default_rng(5)
+    for index in range(45):
+        save(tmp_path / "good" / f"{index}_left.png", gray(rng))
+    (tmp_path / "line.toml").write_text(LINE + '[[cameras]]\nname = "right"\n')
+    arguments = (calibrate, bundle, "--good", tmp_path / "good", *PROMISE, "--line", tmp_path / "line.toml")
+    by_camera = ("--part-pattern", "(?P<part>[^_]+)_(?P<camera>[a-z]+).png")
+    result = invoke(*arguments, "--out", tmp_path / "line", *by_camera)
+
+    assert "no pictures of the line's camera right" in result.stderr
+    assert open_bundle(tmp_path / "line").calibration.of("left").roi_xywh == (0, 0, 32, 16)
+    (tmp_path / "line.toml").write_text(LINE.replace('"left"', '"top"'))
+    with pytest.raises(CommandError, match="pictures of camera 'left', but the line has top"):
+        invoke(*arguments, "--out", tmp_path / "other", *by_camera)
+
+
 def test_each_camera_has_its_certificate(bundle: Path, invoke: Invoke, tmp_path: Path) -> None:
     """The dark camera's threshold is its own; together they promise less, which is said."""
     rng = np.random.default_rng(5)
@@ -313,7 +330,7 @@ def test_the_lines_region_of_interest_is_what_is_certified(bundle: Path, invoke:
 
     assert calibration.roi_xywh == (0, 0, 32, 16) and calibration.threshold < 0.3
     (tmp_path / "line.toml").write_text(LINE + '[[cameras]]\nname = "right"\n')
-    with pytest.raises(CommandError, match="2 cameras; say which one took each picture"):
+    with pytest.raises(CommandError, match="the cameras left, right; say which one took each picture"):
         invoke(*arguments, "--out", tmp_path / "other")
 
 
@@ -410,7 +427,10 @@ def test_zones_need_pictures_of_one_size(bundle: Path, invoke: Invoke, tmp_path:
         ('[[zones]]\nname = "a"\npolygon_xy = [[0, 0], [1, 1], [2, 0]]\n' * 2, "'a' is given twice"),
         ('[[zones]]\nname = "a"\npolygon_xy = [[0, 0], [0.1, 0], [0, 0.1]]', "no cell of the map lies in zone a"),
         (f"{ZONES}[[zones]]\nname = 'under'\npolygon_xy = [[0, 0], [9, 0], [9, 9], [0, 9]]", "'under' holds no cell"),
-        ('[[zones]]\nname = "a"\ncamera = "top"\npolygon_xy = [[0, 0], [9, 0], [0, 9]]', "camera 'top' has a region"),
+        (
+            '[[zones]]\nname = "a"\ncamera = "top"\npolygon_xy = [[0, 0], [9, 0], [0, 9]]',
+            "zones of camera 'top', but the pictures are not told",
+        ),
     ],
 )
 def test_zones_that_cannot_be_are_refused(
