@@ -140,8 +140,7 @@ def _promise_rows(promise: Promise) -> list[tuple[str, str]]:
     rows = [
         (
             "threshold",
-            f"{promise.threshold:.6g}, number {promise.rank:,} of {promise.parts:,} scores, ascending; "
-            f"reject above it ({_exceedances(promise)})",
+            f"{promise.threshold:.6g}: {promise.rule}; reject above it",
         ),
         ("before", f"{promise.previous_threshold:.6g}, which rejects {promise.rejected_before} of these good parts"),
         ("pixel threshold", f"{promise.pixel_threshold:.6g}, regions of at least {promise.min_area_px} px"),
@@ -157,10 +156,3 @@ def _promise_rows(promise: Promise) -> list[tuple[str, str]]:
             )
         )
     return rows
-
-
-def _exceedances(promise: Promise) -> str:
-    return (
-        f"{promise.allowed_exceedances} of the sample may lie above" if promise.allowed_exceedances
-        else "the sample's maximum"
-    )  # fmt: skip
