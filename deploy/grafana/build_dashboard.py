@@ -116,6 +116,11 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             ),
             unit="ops",
         ),
+        Panel(
+            "Connected",
+            "1 while a camera is connected; falls within 3 s of a cut network.",
+            ((f"kizu_camera_connected{{{CAMERA}}}", "{{camera}}"),),
+        ),
     ),
     "Time": (
         Panel(
@@ -167,6 +172,14 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
                 (f"kizu_certificate_void{{{LINE}}}", "{{instance}} void"),
             ),
         ),
+        Panel(
+            "Challenge",
+            "Whether the last one was passed (1 where none is asked for), and how many were taken.",
+            (
+                (f"kizu_challenge_passed{{{LINE}}}", "{{instance}} passed"),
+                (f"kizu_challenges_total{{{LINE}}}", "{{instance}} {{result}}"),
+            ),
+        ),
     ),
     "Log and subscribers": (
         Panel(
@@ -182,7 +195,14 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             ),
             unit="ops",
         ),
-        Panel("Lag", "Events behind.", ((f"kizu_subscriber_lag_events{{{LINE}}}", "{{name}}"),)),
+        Panel(
+            "Lag",
+            "Events behind, and events that retention took before a subscriber had them.",
+            (
+                (f"kizu_subscriber_lag_events{{{LINE}}}", "{{name}} behind"),
+                (f"kizu_subscriber_passed_events_total{{{LINE}}}", "{{name}} passed"),
+            ),
+        ),
         Panel(
             "Log",
             "Bytes, and what its disk has left.",

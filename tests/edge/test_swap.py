@@ -81,18 +81,20 @@ def running(folder: Path, bundle: ModelBundle) -> Iterator[Line]:
     server = threading.Thread(target=daemon.serve, kwargs=arguments)
     server.start()
     assert is_ready.wait(30)
-    line, done = Line(config, found[0], stop), threading.Event()
+    line, done, has_sent = Line(config, found[0], stop), threading.Event(), threading.Event()
 
     def camera() -> None:
         with CameraSender(line.ready.frames_address, "cam") as sender:
             while not done.is_set():
                 sender.send(GRAY, encoding="raw", timeout_s=20)
                 line.sent += 1
+                has_sent.set()
             assert sender.drain(20) == 0
 
     sending = threading.Thread(target=camera)
     sending.start()
     try:
+        assert has_sent.wait(30)  # or what is asked of the line may be over before it judged anything
         yield line
     finally:
         done.set()
