@@ -87,7 +87,8 @@ def calibrate(
     if source.signed_by is not None:
         # Whoever signed the source vouched for its thresholds, not for these.
         typer.echo(f"warning: {bundle} is signed, {out} is not: run `kizu sign {out} --key FILE`", err=True)
-    typer.echo(msgspec.json.encode(certified.certificate) if json else f"{table(certified.certificate)}\npage {page}")
+    typer.echo(msgspec.json.encode(certified.certificate) if json else table(certified.certificate))
+    typer.echo(f"page to sign: {page}", err=json)
 
 
 def _min_area(text: str | None) -> MinArea:
