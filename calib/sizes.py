@@ -14,7 +14,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty
 from typing import Final
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
 from calib.dataset import read_stored_image
+from calib.evaluation import calibration_for
 from calib.planting import SCRATCH_WIDTH_PX, Defect, Kind, plant
 from calib.progress import Advance, progress
 from calib.sample import choose_sample
@@ -45,6 +46,7 @@ from edge.stages.measure import Measure
 from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
 from edge.stages.tile import tiling_of
+from edge.stages.zones import Zones
 from edge.types import Decision, DefectRegion, Frame, FrameId, Reason, Verdict
 
 SCHEMA_VERSION: Final = 1
@@ -130,13 +132,16 @@ def find_sizes(
     roi_xywh: Box | None = None,
     camera: CameraCalibration | None = None,
     rules: Rules | None = None,
+    seen_by: str | None = None,
 ) -> SizesReport:
-    """Try `plan` on the good images in the folder `good`.
+    """Try `plan` on the good images in the folder `good`, which the camera `seen_by` took if the bundle asks for it.
 
     Raises:
+        CommandError: it does, and no such camera is named.
         DataError: an image was trained on, cannot be inspected, or is too small for what is to be planted.
         EngineError, ParityError: the backend failed, or does not give the bundle's golden answers on this machine.
     """
+    source = replace(source, calibration=calibration_for(source, seen_by))
     sample = choose_sample(source, good)
     pictures = _read([image.path for image in sample.images])
     stages = _stages(source, roi_xywh, camera, rules)
@@ -304,6 +309,7 @@ def _stages(source: ModelBundle, roi_xywh: Box | None, camera: CameraCalibration
         segment=Segment(calibration.pixel_threshold, max(1, calibration.min_area_px)),
         decide=Decide(calibration, source.model_id),
         tiling=tiling_of(manifest.input, manifest.map),
+        zones={CAMERA: Zones(calibration.zones, manifest.map)} if calibration.zones else {},
         measures={CAMERA: Measure(camera, rules)},
     )
 
