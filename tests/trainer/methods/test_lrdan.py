@@ -176,9 +176,9 @@ def test_the_warm_up_teaches_reconstruction_and_nothing_else(photos: Frames) -> 
         method.nets.seen.fill_(TINY.warmup_steps)
         late = auxiliary.loss(batch), generator.loss(batch)
 
-    assert [sorted(terms) for terms in early] == [["dual", "latent"], ["image", "latent"]]  # type: ignore[arg-type]
-    assert sorted(late[1]) == ["adversarial", "center", "image", "latent"]  # type: ignore[arg-type]
-    assert float(early[0]["dual"]) > float(late[0]["dual"])  # type: ignore[index,call-overload]
+    assert [sorted(terms) for terms in early] == [["dual", "latent"], ["image", "latent"]]
+    assert sorted(late[1]) == ["adversarial", "center", "image", "latent"]
+    assert float(early[0]["dual"]) > float(late[0]["dual"])  # type: ignore[index]
 
 
 def test_held_out_images_change_nothing(photos: Frames) -> None:
