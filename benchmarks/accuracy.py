@@ -201,6 +201,7 @@ def main() -> None:
         "padim_source": PADIM_SOURCE,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "train_options": options.more,
         "means": means(found),
         "sets": found,
         "skipped": skipped,

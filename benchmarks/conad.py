@@ -20,6 +20,7 @@ import platform
 import statistics
 import sys
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ PAPER_H16 = {
     "horse": 0.640, "ship": 0.755, "truck": 0.637,
 }  # fmt: skip
 CHUNK = 250
+loaded = lru_cache(images)
 
 
 def main() -> None:
@@ -87,7 +89,7 @@ def _options() -> argparse.Namespace:
 
 def judge(name: str, seed: int, config: ConadConfig, options: argparse.Namespace) -> dict[str, float]:
     """AUROC after the last step, the winners' shares on held-out images, and what a step cost."""
-    train, labels, names = images(str(options.data), "train", config.size_px)
+    train, labels, names = loaded(str(options.data), "train", config.size_px)
     own = names.index(name)
     normal = np.random.default_rng([seed, own]).permutation(np.flatnonzero(labels == own))
     learned, held = train[normal[: options.train]], train[normal[options.train : options.train + HELD_OUT]]
@@ -96,7 +98,7 @@ def judge(name: str, seed: int, config: ConadConfig, options: argparse.Namespace
         labels[normal[: options.train]] = -1
         judged, truth = train, labels
     else:
-        judged, truth, _ = images(str(options.data), "test", config.size_px)
+        judged, truth, _ = loaded(str(options.data), "test", config.size_px)
     keep = balanced(truth, options.test, seed)
     judged, truth = judged[keep], truth[keep]
     method = Conad(config, seed=seed)

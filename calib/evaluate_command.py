@@ -36,6 +36,9 @@ def evaluate(
     refine: Annotated[
         bool, typer.Option(help="Look with the bundle's coarse graph first, as a line does; or densely everywhere.")
     ] = True,
+    camera: Annotated[
+        str | None, typer.Option(help="Whose pictures these are, if the bundle has thresholds by camera.")
+    ] = None,
 ) -> None:
     """Judge a bundle on labeled images: AUROC, AU-PRO, false rejects and escapes, overall and per defect kind."""
     # SciPy and numba take a second to load: not for `--help`.
@@ -49,7 +52,14 @@ def evaluate(
     opened = open_bundle(bundle)
     judged: list[Judged] = []
     result = evaluate_bundle(
-        opened, data, backend=engine, maps=maps, skip_bad=skip_bad_images, refine=refine, on_judged=judged.extend
+        opened,
+        data,
+        backend=engine,
+        maps=maps,
+        skip_bad=skip_bad_images,
+        refine=refine,
+        camera=camera,
+        on_judged=judged.extend,
     )
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)

@@ -7,7 +7,7 @@ Owns the figures' schema. `docs/evaluation.md` describes the JSON; figures and i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -20,7 +20,7 @@ from calib.intervals import image_auroc_interval, rate_interval
 from calib.metrics import image_auroc
 from calib.pixel_figures import MaskedMap, PixelFigures
 from calib.progress import progress
-from edge.bundle import ModelBundle, check_golden
+from edge.bundle import ModelBundle, ScoreCalibration, check_golden
 from edge.engines.refine import RefineEngine
 from edge.engines.registry import Backend, open_engine
 from edge.errors import CommandError
@@ -116,19 +116,23 @@ def evaluate_bundle(
     maps: Path | None = None,
     skip_bad: bool = False,
     refine: bool = True,
+    camera: str | None = None,
     on_judged: Callable[[Sequence[Judged]], None] = lambda judged: None,
 ) -> Evaluation:
     """Score the test set in `data` with `bundle` and return every figure; write a map per image into `maps` if given.
 
-    Without `refine`, dense everywhere also where the bundle has a coarse graph. `on_judged` gets every image with its
-    answer, for whoever wants to draw them.
+    Without `refine`, dense everywhere also where the bundle has a coarse graph. `camera` is whose pictures these are,
+    where the bundle's calibration tells cameras apart. `on_judged` gets every image with its answer, for whoever wants
+    to draw them.
 
     Raises:
-        CommandError: ``maps`` of a bundle that gives one number an image.
+        CommandError: the camera must be named, or is not in the calibration; or `maps` of a bundle that gives one
+            number an image.
         DataError: the folder, an image or a mask cannot be used.
         EngineError: the backend failed.
         ParityError: the backend does not give the bundle's golden answers on this machine.
     """
+    bundle = replace(bundle, calibration=_calibration_for(bundle, camera))
     if maps is not None and _one_number(bundle):
         raise CommandError(
             f"--maps {maps}: {bundle.path} ({bundle.manifest.method}, {bundle.manifest.preset}) gives one number an "
@@ -155,6 +159,18 @@ def evaluate_bundle(
     digest = data_sha256(zip((image.name for image in images), digests, strict=True))
     found = judge(bundle, judged, engine=name, data=str(data), digest=digest, warnings=_bundle_notes(bundle, good))
     return msgspec.structs.replace(found, tiles=refined[0], tiles_refined=refined[1])
+
+
+def _calibration_for(bundle: ModelBundle, camera: str | None) -> ScoreCalibration:
+    known = bundle.calibration.cameras
+    if known and camera not in known:
+        raise CommandError(
+            f"{bundle.path} is calibrated for the cameras {', '.join(known)}"
+            f"{'' if camera is None else f', not for {camera!r}'}; say with --camera whose pictures these are"
+        )
+    if camera is not None and not known:
+        raise CommandError(f"--camera {camera}: {bundle.path} has one calibration for all cameras; leave it out")
+    return bundle.calibration if camera is None else bundle.calibration.of(camera)
 
 
 def judge(

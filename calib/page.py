@@ -25,6 +25,7 @@ td { overflow-wrap: anywhere; } code { font-size: 0.9em; overflow-wrap: anywhere
 figure { display: inline-block; margin: 0.4rem 0.8rem 0.4rem 0; max-width: 100%; vertical-align: top; }
 figure img, svg { max-width: 100%; height: auto; } figcaption { font-size: 0.85rem; max-width: 20rem;
   overflow-wrap: anywhere; }
+.blank { display: inline-block; min-width: 22rem; height: 2rem; }
 .note { border-left: 4px solid #b26a00; padding-left: 0.7rem; }
 @media print { body { margin: 0; max-width: none; } h2, figure, tr { break-inside: avoid; } h2 { break-after: avoid; } }
 """
@@ -39,6 +40,9 @@ class Markup:
 
 Piece = str | Markup
 """Part of a section; plain text becomes a paragraph."""
+
+BLANK = Markup('<span class="blank"></span>')
+"""Room to write by hand."""
 
 
 def page(title: str, sections: Sequence[tuple[str, Sequence[Piece]]]) -> str:

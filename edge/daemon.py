@@ -16,46 +16,54 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from edge.admission import AllowList
-from edge.bundle import GoldenCheck, ModelBundle, check_golden, open_bundle
+from edge.bundle import GoldenCheck, InputSpec, ModelBundle, check_golden, open_bundle
+from edge.camera import open_camera
+from edge.cameras import calibration_of_line, segments_of_line, uncertified, zones_of_line
+from edge.challenge import KIND, Sample, find_samples, probe_name, take_apart
+from edge.challenge_duty import duty_of
 from edge.clock import SystemClock
 from edge.compile import LOOSE
-from edge.config import LOOPBACK, EdgeConfig, load_config
+from edge.config import LOOPBACK, CameraConfig, EdgeConfig, load_config
 from edge.docket import terms_of
 from edge.doorkeeper import Doorkeeper
-from edge.errors import BundleError, ConfigError, KizuError
+from edge.errors import BundleError, ChallengeError, ConfigError, KizuError
 from edge.gpu_metrics import find_gpus
 from edge.health import Notifier, State, state_of
 from edge.inference import Stages
 from edge.keys import ServerKeys, load_server
-from edge.login import load_login
 from edge.metrics import Metrics
-from edge.metrics_server import MetricsServer, load_certificate
+from edge.metrics_server import load_access, open_server
 from edge.opening import EngineOpener
 from edge.payloads import FrameLimits
 from edge.pipeline import Pipeline
 from edge.protocols import Clock, Engine
+from edge.rules import load_rules
 from edge.signature import TrustStore
 from edge.sockets import LINGER_MS, Context, check_address, new_context
 from edge.stages.decide import Decide
+from edge.stages.flatfield import flat_field_of
+from edge.stages.measure import Measure
 from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
 from edge.stages.tile import Tiling, tiling_of
 from edge.stages.watch import WatchSettings
-from edge.swap import Model, SwapDesk
+from edge.swap import Model, Pace, SwapDesk
 from edge.types import Verdict
 from edge.warrant import Void, Warrant
 
 STOP_TIMEOUT_S: Final = 20.0
 _TICK_S: Final = 0.2
+_NOT_YET_S: Final = 60.0
 
 Warn = Callable[[str, Mapping[str, object]], None]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +81,13 @@ class Ready:
     fallback: str | None
     golden_share_of_tolerance: float | None
     startup_s: float
+
+
+@dataclass(slots=True)
+class _Running:
+    """Whose engine judges at present: the first bundle's, then that of the last swap."""
+
+    opener: EngineOpener
 
 
 @dataclass(slots=True)
@@ -103,8 +118,11 @@ def check(config: EdgeConfig, where: Path) -> dict[str, str | int | float | bool
     check_addresses(config, where)
     open_keys(config, where)
     check_peers(config, where)
+    with _named(where, "metrics"):
+        load_access(config.metrics)
     bundle = _open_bundle(config, where)
     make_stages(config, bundle, where)
+    find_challenge(config, where)
     opener = EngineOpener(config, bundle)
     with opener.open() as engine:
         golden = check_engine(config, bundle, engine)
@@ -161,10 +179,12 @@ def serve(
         metrics.set_build(config.line)
         if gpus := find_gpus():
             registry.register(gpus)
-        server = opened.enter_context(open_metrics(config, where, registry, metrics))
+        with _named(where, "metrics"):
+            server = opened.enter_context(open_server(config.metrics, registry, metrics.refuse_scrape))
         bundle = _open_bundle(config, where)
         opener = _opener(config, bundle, metrics, warn)
         stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
+        find_challenge(config, where)
         _warn_of_bundle(config, bundle, warn)
         pipeline: Pipeline | None = None
 
@@ -235,6 +255,8 @@ def serve(
                 )
             opened.callback(replay.close)
 
+        running = _Running(opener)
+
         def sample_log() -> None:
             metrics.set_depth("log", event_log.waiting)
             metrics.log_head.set(event_log.head)
@@ -243,7 +265,7 @@ def serve(
             metrics.set_lags(event_log.head, event_log.cursors())
             metrics.set_replayed(0 if replay is None else replay.served)
             metrics.set_rejects_dropped(0 if rejects is None else rejects.dropped)
-            metrics.set_substitute(opener.fallback is not None)
+            metrics.set_substitute(running.opener.fallback is not None)
             metrics.set_log_disk(config.log.path)
 
         with warming_masks():
@@ -252,12 +274,6 @@ def serve(
             golden = check_engine(config, bundle, engine)
             engine.warmup()
         metrics.set_engine(engine.spec.name, engine.spec.version, engine.spec.device)
-
-        def open_again() -> Engine:
-            fresh = _open_checked(config, bundle, opener)
-            metrics.set_engine(fresh.spec.name, fresh.spec.version, fresh.spec.device)
-            return fresh
-
         metrics.set_model(bundle.model_id, bundle.manifest, stages.decide.calibration.certified)
 
         def linked(camera: str, connected: bool) -> None:
@@ -289,7 +305,7 @@ def serve(
         pipeline = Pipeline(
             source=source,
             engine=engine,
-            open_engine=open_again,
+            open_engine=lambda: _open_told(config, bundle, opener, metrics, running),
             stages=stages,
             log=event_log,
             publisher=publisher,
@@ -302,16 +318,29 @@ def serve(
             terms={camera.name: terms_of(camera) for camera in config.cameras},
             on_reject=(lambda frame_id, image: None) if rejects is None else rejects.put,
         )
-        pipeline.start()
+        challenge = duty_of(
+            config, lambda: find_challenge(config, where), pipeline, event_log, publisher, metrics, clock, warn
+        )
+        pipeline.start(reading=challenge is None or not config.challenge.required)
+
+        def promoted(model: Model) -> None:
+            running.opener = model.opener
+            metrics.set_model(model.model_id, model.manifest, model.certified)
+            spec = model.engine.spec
+            metrics.set_engine(spec.name, spec.version, spec.device)
+            if challenge is not None:
+                challenge.ask()
+
         with _named(where, "control_address"):
             desk = SwapDesk(
                 config.control_address or default_control_address(config),
                 pipeline=pipeline,
                 load=lambda path: _load_model(
-                    msgspec.structs.replace(config, bundle=path), where, metrics, clock, warn
+                    msgspec.structs.replace(config, bundle=path), where, metrics, clock, warn, running
                 ),
                 configured=lambda: load_config(where).bundle,
-                promoted=lambda model: metrics.set_model(model.model_id, model.manifest, model.certified),
+                promoted=promoted,
+                others={} if challenge is None else {KIND: lambda: msgspec.json.encode(challenge.now())},
                 cameras=tuple(names),
                 max_batch=config.batching.max_batch,
                 clock=clock,
@@ -332,15 +361,23 @@ def serve(
             golden_share_of_tolerance=None if golden is None else golden.max_rel_of_tolerance,
             startup_s=round(time.monotonic() - started, 3),
         )
-        try:
+
+        def announce() -> None:
             log.info("ready", **msgspec.to_builtins(ready))
             notifier.ready()
             on_ready(ready)
-            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, sample_log, opener)
+
+        try:
+            if challenge is not None:
+                challenge.start()
+            gate = _Gate(announce, lambda: challenge is None or challenge.is_clear)
+            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, sample_log, running, gate)
         finally:
             notifier.stopping()
             metrics.set_state("stopping")
             desk.close()
+            if challenge is not None:
+                challenge.close()
             pipeline.stop(STOP_TIMEOUT_S)
             log.info("stopped", signal=stop.signal, verdicts=metrics.frames.judged, failure=pipeline.failure)
         if pipeline.failure is not None:
@@ -356,27 +393,47 @@ def _watch(
     clock: Clock,
     log: Any,
     sample_log: Callable[[], None],
-    opener: EngineOpener,
+    running: _Running,
+    gate: _Gate,
 ) -> None:
     """The main thread's loop: heads, queue depths, state and watchdog, a few times per second."""
     state: State | None = None
-    told_ns = 0
-    while not stop.event.wait(_TICK_S) and not pipeline.ended:
-        publisher.tick()
+    told_ns = asked_ns = 0
+    while gate.look() and not stop.event.wait(_TICK_S) and not pipeline.ended:
+        publisher.tick("" if state is None else state.value, running.opener.fallback or "")
         pipeline.sample_queues()
         sample_log()
-        now_ns = clock.monotonic_ns()
-        new = state_of(replace(pipeline.progress(), engine_fallback=opener.fallback is not None), now_ns)
+        now_ns, fallback = clock.monotonic_ns(), running.opener.fallback
+        new = state_of(replace(pipeline.progress(), engine_fallback=fallback is not None), now_ns)
         if new is not state:
             log.info("state", state=new.value, before=None if state is None else state.value)
             metrics.set_state(new.value)
-            notifier.status(new.value if opener.fallback is None else f"{new.value}: no GPU ({opener.fallback})")
+            notifier.status(new.value if fallback is None else f"{new.value}: no GPU ({fallback})")
             state = new
+        if not gate.told and now_ns - asked_ns >= _NOT_YET_S / 2 * 1e9:
+            notifier.not_yet(_NOT_YET_S)
+            asked_ns = now_ns
         # A stalled line keeps silent, so that systemd restarts it.
         due_s = None if notifier.watchdog_s is None else notifier.watchdog_s / 3
         if due_s is not None and state is not State.STALLED and now_ns - told_ns >= due_s * 1e9:
             notifier.watchdog()
             told_ns = now_ns
+
+
+@dataclass(slots=True)
+class _Gate:
+    """Tells once that the line is ready, when nothing withholds it any more."""
+
+    announce: Callable[[], None]
+    is_clear: Callable[[], bool]
+    told: bool = False
+
+    def look(self) -> bool:
+        """Tell if it is time; always true, for a loop's condition."""
+        if not self.told and self.is_clear():
+            self.told = True
+            self.announce()
+        return True
 
 
 @contextmanager
@@ -446,15 +503,50 @@ def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:
     if calibration.engine.split(" ")[0] != config.engine.backend:
         # A threshold is certified through the engine that gave the scores; nobody vouches for another's.
         calibration = msgspec.structs.replace(calibration, certified=False)
+    calibration = calibration_of_line(config, calibration)
+    measures = {camera.name: _measure(camera, where) for camera in config.cameras}
+    preprocess = {camera.name: _preprocess(camera, manifest.input, measures[camera.name]) for camera in config.cameras}
+    zones, segments = zones_of_line(config, calibration, manifest.map), segments_of_line(config, calibration)
+    if config.challenge.dir is not None:
+        # Samples take the way of their camera's frames, and are judged by its row, under another name.
+        calibration = msgspec.structs.replace(calibration, cameras=_with_probes(calibration.cameras))
+        measures, preprocess = _with_probes(measures), _with_probes(preprocess)
+        zones, segments = _with_probes(zones), _with_probes(segments)
     return Stages(
         line=config.line,
         input=manifest.input,
         geometry=manifest.map,
-        preprocess={camera.name: Preprocess(manifest.input, camera.roi_xywh) for camera in config.cameras},
+        preprocess=preprocess,
         segment=Segment(calibration.pixel_threshold, max(1, config.segment.min_area_px or calibration.min_area_px)),
         decide=Decide(calibration, bundle.model_id),
         tiling=_tiling(config, bundle, where),
+        zones=zones,
+        segments=segments,
+        measures=measures,
     )
+
+
+def _with_probes(by_camera: dict[str, _T]) -> dict[str, _T]:
+    return by_camera | {probe_name(name): value for name, value in by_camera.items()}
+
+
+def _preprocess(camera: CameraConfig, spec: InputSpec, measure: Measure) -> Preprocess:
+    known = measure.camera
+    return Preprocess(spec, camera.roi_xywh, None if known is None else known.size, flat_field_of(known))
+
+
+def _measure(camera: CameraConfig, where: Path) -> Measure:
+    """The camera's calibration and rules, read and checked."""
+    with _named(where, f"cameras: {camera.name}: calibration"):
+        known = None if camera.calibration is None else open_camera(Path(camera.calibration))
+    with _named(where, f"cameras: {camera.name}: rules"):
+        rules = None if camera.rules is None else load_rules(Path(camera.rules))
+        if rules is not None and rules.in_mm and not (known is not None and known.has_scale):
+            raise ConfigError(
+                f"{camera.rules}: {rules.in_mm} is in millimeters, but the camera has no scale; name a calibration "
+                "that has one (`kizu camera --plane` or `--mm-per-px`), or give pixels"
+            )
+    return Measure(known, rules)
 
 
 def _tiling(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Tiling | None:
@@ -548,24 +640,6 @@ def open_door(config: EdgeConfig, where: Path, context: Context, metrics: Metric
         return Doorkeeper(context, peers, on_refused=metrics.refuse_connection, on_step=metrics.connection, tell=warn)
 
 
-def open_metrics(config: EdgeConfig, where: Path, registry: CollectorRegistry, metrics: Metrics) -> MetricsServer:
-    """The metrics page's endpoint, with TLS and login as configured.
-
-    Raises:
-        ConfigError: names file and key.
-    """
-    asked = config.metrics
-    tls = login = None
-    if asked.certificate is not None and asked.private_key is not None:
-        with _named(where, "metrics.certificate"):
-            tls = load_certificate(asked.certificate, asked.private_key)
-    if asked.login is not None:
-        with _named(where, "metrics.login"):
-            login = load_login(asked.login)
-    with _named(where, "metrics"):
-        return MetricsServer(registry, asked.host, asked.port, tls=tls, login=login, on_refused=metrics.refuse_scrape)
-
-
 def _open_bundle(config: EdgeConfig, where: Path) -> ModelBundle:
     try:
         bundle = open_bundle(Path(config.bundle))
@@ -606,10 +680,15 @@ def _watched(
             msgspec.structs.asdict(void),
         )
 
+    def on_unnamed(camera: str) -> None:
+        warn("frames without part_id: the certificate is by part, so they are not watched", {"camera": camera})
+
     cameras = [camera.name for camera in config.cameras]
     settings = WatchSettings(config.watch.parts_between_false_alarms, config.watch.reject_share)
     path = Path(f"{config.log.path}.void.json")
-    warrant = Warrant(path, decide.calibration, decide.model_id, cameras, settings, clock, on_void=on_void)
+    warrant = Warrant(
+        path, decide.calibration, decide.model_id, cameras, settings, clock, on_void=on_void, on_unnamed=on_unnamed
+    )
     if warrant.void is not None:
         metrics.void_certificate(decide.model_id)
         warn("certificate void since an earlier run; calibrate again", msgspec.structs.asdict(warrant.void))
@@ -628,23 +707,45 @@ def _bare(verdict: Verdict) -> Verdict:
     return dataclasses.replace(verdict, certified=False)
 
 
-def _load_model(config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock, warn: Warn) -> Model:
+def find_challenge(config: EdgeConfig, where: Path) -> tuple[Sample, ...]:
+    """The challenge's samples as they lie there now; none where there is no challenge.
+
+    Raises:
+        ConfigError: the folder is not as it should be.
+    """
+    if config.challenge.dir is None:
+        return ()
+    with _named(where, "challenge.dir"):
+        return find_samples(Path(config.challenge.dir), [camera.name for camera in config.cameras])
+
+
+def _load_model(
+    config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock, warn: Warn, running: _Running
+) -> Model:
     """A bundle verified, checked and warmed beside the one that runs.
 
     Raises:
         ConfigError, BundleError, EngineError, ParityError: it cannot run here, and why.
     """
+    rest = Pace()
     bundle = _open_bundle(config, where)
+    rest()
     opener = _opener(config, bundle, metrics, warn)
     stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
-    engine = _open_checked(config, bundle, opener)
+    samples = find_challenge(config, where)
+    if samples and config.challenge.required:
+        tried = take_apart(samples, _open_checked(config, bundle, opener), stages, clock, config.batching.max_batch)
+        if not tried.passed:
+            raise ChallengeError(f"bundle {config.bundle}: the line's challenge {tried.detail}")
+    engine = _open_checked(config, bundle, opener, rest)
     return Model(
         bundle.model_id,
         bundle.manifest,
         stages.decide.calibration.certified,
         engine,
-        lambda: _open_checked(config, bundle, opener),
+        lambda: _open_told(config, bundle, opener, metrics, running),
         stages,
+        opener,
     )
 
 
@@ -656,18 +757,33 @@ def _opener(config: EdgeConfig, bundle: ModelBundle, metrics: Metrics, warn: War
     return EngineOpener(config, bundle, on_tiles=metrics.count_tiles, on_fallback=fell_back)
 
 
-def _open_checked(config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener) -> Engine:
+def _open_told(
+    config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener, metrics: Metrics, running: _Running
+) -> Engine:
+    """`_open_checked`, and the metrics say what runs if it is the one that judges, not a shadow."""
+    fresh = _open_checked(config, bundle, opener)
+    if running.opener is opener:
+        metrics.set_engine(fresh.spec.name, fresh.spec.version, fresh.spec.device)
+    return fresh
+
+
+def _open_checked(
+    config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener, rest: Callable[[], None] = lambda: None
+) -> Engine:
     """An engine that answers the golden frames as it should (it may be the CPU's now), and is warm."""
     with ExitStack() as refused:
         engine = refused.enter_context(opener.open())
-        check_engine(config, bundle, engine)
+        check_engine(config, bundle, engine, rest)
         engine.warmup()
+        rest()
         refused.pop_all()
     return engine
 
 
-def check_engine(config: EdgeConfig, bundle: ModelBundle, engine: Engine) -> GoldenCheck | None:
-    """Run the golden frames on this device; None with the fake engine, which does not run the model.
+def check_engine(
+    config: EdgeConfig, bundle: ModelBundle, engine: Engine, rest: Callable[[], None] = lambda: None
+) -> GoldenCheck | None:
+    """Run the golden frames on this device, with a `rest` before each; None with the fake engine, which runs no model.
 
     Raises:
         ParityError: beyond the bundle's tolerance.
@@ -675,7 +791,7 @@ def check_engine(config: EdgeConfig, bundle: ModelBundle, engine: Engine) -> Gol
     if config.engine.backend == "fake":
         return None
     loose = LOOSE[config.engine.precision] if engine.spec.name == "tensorrt" else 0.0
-    return check_golden(bundle, engine, require=True, loose=loose)
+    return check_golden(bundle, engine, require=True, loose=loose, before_each=rest)
 
 
 def _warn_of_bundle(config: EdgeConfig, bundle: ModelBundle, warn: Warn) -> None:
@@ -686,6 +802,8 @@ def _warn_of_bundle(config: EdgeConfig, bundle: ModelBundle, warn: Warn) -> None
             "the threshold is provisional and certifies nothing; see `kizu calibrate`",
             {"bundle": config.bundle, "threshold": bundle.calibration.threshold},
         )
+    for camera, why in uncertified(config, bundle.calibration).items():
+        warn("this camera's verdicts are not certified", {"camera": camera, "why": why})
     if config.plain_off_host and config.security.secret_key is None:
         warn("plain_off_host: frames and events may leave this host unencrypted", {})
     if config.metrics.host not in LOOPBACK and (config.metrics.certificate is None or config.metrics.login is None):

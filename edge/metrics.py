@@ -52,6 +52,10 @@ class Metrics:
         self._certificate_valid = self._make(Gauge, "kizu_certificate_valid")
         self._certificate_void = self._make(Gauge, "kizu_certificate_void")
         self._evidence = _Children(self._make(Gauge, "kizu_watch_evidence"))
+        self._challenges = self._make(Counter, "kizu_challenges")
+        self.challenge_passed = self._make(Gauge, "kizu_challenge_passed")
+        self.challenge_passed.set(1)
+        self.challenge_at = self._make(Gauge, "kizu_challenge_timestamp_seconds")
         self._discarded = self._make(Counter, "kizu_results_discarded")
         # Who came, and who was sent away
         self._duplicates = self._make(Counter, "kizu_frames_duplicate")
@@ -128,6 +132,12 @@ class Metrics:
     def set_connected(self, camera: str, connected: bool) -> None:
         """Note that a camera came or went."""
         self._connected.labels(camera).set(connected)
+
+    def challenge(self, passed: bool, at_ns: int) -> None:
+        """Note a challenge's result."""
+        self._challenges.labels("passed" if passed else "failed").inc()
+        self.challenge_passed.set(passed)
+        self.challenge_at.set(at_ns / 1e9)
 
     def discard(self, camera: str) -> None:
         """Count a result that came after its frame's verdict."""

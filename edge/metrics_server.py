@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import stat
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,9 +20,10 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
+from edge.config import MetricsConfig
 from edge.errors import ConfigError
 from edge.keys import located
-from edge.login import Login
+from edge.login import Login, load_login
 
 TIMEOUT_S: Final = 10.0
 MOST_AT_ONCE: Final = 8
@@ -80,17 +82,43 @@ class MetricsServer:
         self.close()
 
 
+def open_server(asked: MetricsConfig, registry: CollectorRegistry, on_refused: Callable[[str], None]) -> MetricsServer:
+    """The endpoint with address, TLS and login as configured.
+
+    Raises:
+        ConfigError: a file cannot be used, or the address.
+    """
+    tls, login = load_access(asked)
+    return MetricsServer(registry, asked.host, asked.port, tls=tls, login=login, on_refused=on_refused)
+
+
+def load_access(asked: MetricsConfig) -> tuple[ssl.SSLContext | None, Login | None]:
+    """TLS and login as configured, None for what is not.
+
+    Raises:
+        ConfigError: a file cannot be used.
+    """
+    tls = None
+    if asked.certificate is not None and asked.private_key is not None:
+        tls = load_certificate(asked.certificate, asked.private_key)
+    return tls, None if asked.login is None else load_login(asked.login)
+
+
 def load_certificate(certificate: Path | str, private_key: Path | str) -> ssl.SSLContext:
     """TLS 1.2 or newer with the PEM files' certificate chain and key.
 
     Raises:
-        ConfigError: a file is missing or malformed, or they do not belong together.
+        ConfigError: a file is missing or malformed, they do not belong together, or the key is open to others.
     """
+    key, by_systemd = located(str(private_key))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
+        mode = stat.S_IMODE(key.stat().st_mode)
+        if mode & 0o077 and not by_systemd:
+            raise ConfigError(f"{key} has mode {mode:04o}, so others can read the secret; run: chmod 600 {key}")
         # An encrypted key would ask the terminal for its words, and a daemon has none.
-        context.load_cert_chain(located(str(certificate))[0], located(str(private_key))[0], password=_no_password)
+        context.load_cert_chain(located(str(certificate))[0], key, password=_no_password)
     except (OSError, ValueError) as error:
         why = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
         raise ConfigError(

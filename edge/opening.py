@@ -85,7 +85,7 @@ class EngineOpener:
             on_tiles=self._on_tiles,
             plan=plans.dense,
             coarse_plan=plans.coarse,
-            quiet_below=self._bundle.calibration.pixel_threshold if asked.maps == "flawed" else None,
+            quiet_below=self._bundle.calibration.lowest() if asked.maps == "flawed" else None,
         )
 
     def _cpu(self, asked: EngineConfig) -> Engine:

@@ -23,12 +23,13 @@ STAGES: Final = ("preprocess", "engine", "segment", "commit")
 """Stage labels: `engine` is a batch's submission to answer, `commit` verdict to durable."""
 
 QUEUES: Final = ("inference", "verdict", "log")
-STATES: Final = ("starting", "ready", "degraded", "stalled", "stopping")
+STATES: Final = ("starting", "ready", "withheld", "degraded", "stalled", "stopping")
+CHALLENGE_RESULTS: Final = ("passed", "failed")
 
+_JUDGED: Final = (Decision.ACCEPT, Decision.REJECT)
 VERDICTS: Final = (
-    (Decision.ACCEPT.value, Reason.SCORE.value),
-    (Decision.REJECT.value, Reason.SCORE.value),
-    *((Decision.INCONCLUSIVE.value, reason.value) for reason in Reason if reason is not Reason.SCORE),
+    *((decision.value, reason.value) for reason in Reason if reason.is_judged for decision in _JUDGED),
+    *((Decision.INCONCLUSIVE.value, reason.value) for reason in Reason if not reason.is_judged),
 )
 """Every (decision, reason) that a verdict can have."""
 
@@ -130,7 +131,7 @@ GROUPS: Final[Mapping[str, tuple[Series, ...]]] = MappingProxyType({
         Series(
             "histogram",
             "kizu_score_p_value",
-            "P-values of judged frames against the calibration's good parts; even while parts are like those.",
+            "P-values of judged frames against the calibration's good parts; evenly spread while parts are like those.",
             _camera(),
             P_VALUES,
         ),
@@ -156,6 +157,15 @@ GROUPS: Final[Mapping[str, tuple[Series, ...]]] = MappingProxyType({
             "kizu_watch_evidence",
             "0 to 1: how far the watch is on the way to voiding the certificate.",
             _camera(),
+        ),
+        Series("counter", "kizu_challenges", "Challenges taken, by result.", _labels(result=CHALLENGE_RESULTS)),
+        Series(
+            "gauge",
+            "kizu_challenge_passed",
+            "1 if the last challenge was passed, or none is configured; 0 before the first.",
+        ),
+        Series(
+            "gauge", "kizu_challenge_timestamp_seconds", "Unix time of the last challenge; 0 before the first."
         ),
     ),
     "Time": (

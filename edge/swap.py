@@ -13,8 +13,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -25,6 +26,7 @@ from edge import sockets
 from edge.bundle import Manifest
 from edge.errors import CommandError, KizuError
 from edge.inference import Stages
+from edge.opening import EngineOpener
 from edge.pipeline import Pipeline, ignore
 from edge.protocols import Clock, Engine
 from edge.shadow import Agreement, Shadow
@@ -62,7 +64,7 @@ class SwapReport(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """A bundle ready to judge: verified against its golden frames on this device, its `engine` warm."""
+    """A bundle ready to judge: verified against its golden frames on this device, its `engine`, of `opener`, warm."""
 
     model_id: str
     manifest: Manifest
@@ -70,10 +72,39 @@ class Model:
     engine: Engine
     open_engine: Callable[[], Engine]
     stages: Stages
+    opener: EngineOpener
+
+
+class Pace:
+    """Rests between the steps of a swap, so that the running line keeps its cores: `share` of the time is work.
+
+    Called between steps, it rests in proportion to the last one, `longest_s` at most. A candidate's frame takes as much
+    as one of the line's; several at once would make each frame in flight wait for all of them.
+    """
+
+    def __init__(
+        self,
+        share: float = 0.15,
+        longest_s: float = 3.0,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._rest_of_work, self._longest_s = (1 - share) / share, longest_s
+        self._monotonic, self._sleep = monotonic, sleep
+        self._since_s = monotonic()
+
+    def __call__(self) -> None:
+        """Rest for what was done since the last rest."""
+        worked_s = self._monotonic() - self._since_s
+        self._sleep(min(self._longest_s, worked_s * self._rest_of_work))
+        self._since_s = self._monotonic()
 
 
 class SwapDesk:
     """Takes requests from the control socket, and from `reload`, in a thread of its own; one after the other.
+
+    `others` answer requests `{"ask": NAME}`, one by one like the swaps.
 
     `load` makes a Model of a bundle's path (or raises KizuError: refused), `configured` says which bundle the
     configuration names now, `promoted` is told of a Model that judges.
@@ -94,9 +125,11 @@ class SwapDesk:
         max_batch: int,
         clock: Clock,
         tell: Callable[[str, Mapping[str, object]], None],
+        others: Mapping[str, Callable[[], bytes]] = MappingProxyType({}),
     ) -> None:
         self._pipeline, self._load, self._configured, self._promoted = pipeline, load, configured, promoted
         self._cameras, self._max_batch, self._clock, self._tell = cameras, max_batch, clock, tell
+        self._others = others
         self._stopping = threading.Event()
         self._reload = threading.Event()
         self._socket = sockets.router(address, hwm=8, max_message_bytes=_MAX_REQUEST_BYTES)
@@ -142,6 +175,10 @@ class SwapDesk:
             except zmq.ZMQError:  # whoever asked is gone; the log line stays
                 self._tell("swap: the one who asked is gone", {})
 
+        if len(parts) == 2 and (other := self._others.get(_asked(parts[1]))) is not None:
+            with suppress(zmq.ZMQError):  # whoever asked is gone
+                self._socket.send_multipart([parts[0], other()], zmq.NOBLOCK)
+            return
         try:
             if len(parts) != 2:
                 raise msgspec.ValidationError(f"a request is one part, not {len(parts) - 1}")
@@ -193,6 +230,18 @@ class SwapDesk:
 
     def _note(self, one: SwapReport) -> None:
         self._tell(f"swap {one.state}", {name: value for name, value in msgspec.to_builtins(one).items() if value})
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    ask: str = ""
+
+
+def _asked(request: bytes) -> str:
+    """What else than a swap a request is about; empty if it is one, or nonsense."""
+    try:
+        return msgspec.json.decode(request, type=_Asked).ask
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 def ask(address: str, request: SwapRequest, on_report: Callable[[SwapReport], None], *, patience_s: float) -> bool:

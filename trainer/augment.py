@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]
 Augment = Literal["none", "light", "views"]
-"""``light``: brightness, contrast and noise.  ``views``: these, a mirror image half the time, and a shift."""
+"""``light``: brightness, contrast and noise.  ``views``: brightness, contrast, mirror images, shifts."""
 
 STRENGTHS: Final = ((0.04, 0.04), (0.005, 0.0005))
 """Brightness and contrast within these shares, one pair or the other (FCDD, authors' code)."""
@@ -30,20 +30,23 @@ def augmented(image: Image, kind: Augment, random: np.random.Generator) -> Image
     """``image`` (h, w, C) changed as ``kind`` says; itself for ``none``."""
     if kind == "none":
         return image
-    return jittered(image if kind == "light" else moved(image, random), random)
+    if kind == "light":
+        return jittered(image, random, noise=NOISE)
+    return jittered(moved(image, random), random, noise=0.0)
 
 
-def jittered(image: Image, random: np.random.Generator) -> Image:
+def jittered(image: Image, random: np.random.Generator, *, noise: float) -> Image:
     """``image`` with brightness and contrast within 4 % (or 0.5 and 0.05 %) and, half the time, noise.
 
-    The authors' changes for MVTec AD without saturation and hue, which gray images do not have.
+    The authors' changes for MVTec AD without saturation and hue, which gray images do not have; ``noise`` is its
+    deviation in deviations of the image.
     """
     brightness, contrast = STRENGTHS[int(random.integers(len(STRENGTHS)))]
     pixels = image.astype(np.float32) * np.float32(random.uniform(1 - brightness, 1 + brightness))
     mean = pixels.mean()
     pixels = (pixels - mean) * np.float32(random.uniform(1 - contrast, 1 + contrast)) + mean
-    if random.random() < 0.5:
-        pixels += random.standard_normal(image.shape, np.float32) * np.float32(NOISE * float(image.std()))
+    if noise > 0 and random.random() < 0.5:
+        pixels += random.standard_normal(image.shape, np.float32) * np.float32(noise * float(image.std()))
     return np.asarray(np.clip(np.rint(pixels), 0, 255), np.uint8)
 
 

@@ -18,9 +18,15 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
+from trainer.method import Frames
 from trainer.patch_nets import LEAKY_SLOPE, InputNormalization, PatchNet
 
 Network = Literal["patch", "cnn28", "cnn32", "vgg"]
+Normalization = Literal["fixed", "contrast"]
+"""Of the input: by ImageNet's mean and deviation, or by each frame's own contrast."""
+
+DARK: Final = 0.1
+"""Mean absolute contrast in gray levels below which a frame is not stretched any further."""
 
 SMALL_EPS: Final = 1e-4
 """Of batch norm in the two small networks (authors' code); ``vgg`` has torch's 1e-5."""
@@ -63,15 +69,48 @@ class Field:
         return side_px
 
 
+class ContrastNormalization(nn.Module):
+    """uint8 (n, h, w, C) -> (n, 3, h, w): less the frame's mean, in its mean contrast, between training extremes.
+
+    The authors' local contrast normalization for MVTec AD, with ``extremes`` (least, largest) of the training images.
+    """
+
+    extremes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("extremes", torch.tensor([0.0, 1.0]))
+
+    @torch.no_grad()
+    def fit(self, frames: Frames) -> None:
+        """Take the extremes from training images (n, h, w, C)."""
+        found = [self.contrast(torch.from_numpy(frame[None].copy())).aminmax() for frame in frames]
+        least, largest = min(float(one.min) for one in found), max(float(one.max) for one in found)
+        self.extremes.copy_(torch.tensor([least, largest]))
+
+    def contrast(self, frames: Tensor) -> Tensor:
+        """What lies between the extremes."""
+        pixels = frames.float().permute(0, 3, 1, 2)
+        pixels = pixels - pixels.mean((1, 2, 3), keepdim=True)
+        # A frame of one gray level is all zeros, not a division by zero: a camera in the dark must not end a line.
+        level: Tensor = pixels.abs().mean((1, 2, 3), keepdim=True).clamp_min(DARK)
+        flat: Tensor = pixels / level
+        return flat
+
+    def forward(self, frames: Tensor) -> Tensor:
+        least, largest = self.extremes
+        return ((self.contrast(frames) - least) / (largest - least)).expand(-1, 3, -1, -1)
+
+
 class FcddNet(nn.Module):
     """uint8 frames (n, h, w, C) -> phi (n, u, v): convolutions, and a 1 x 1 convolution to one number.
 
     Gray frames are shown in all three channels, so that one network serves both.
     """
 
-    def __init__(self, trunk: nn.Sequential, width: int) -> None:
+    def __init__(self, trunk: nn.Sequential, width: int, normalization: Normalization = "fixed") -> None:
         super().__init__()
-        self.normalize = InputNormalization()
+        self.normalize = InputNormalization() if normalization == "fixed" else ContrastNormalization()
         self.trunk = trunk
         self.head = nn.Conv2d(width, 1, 1)  # with a bias, as in the authors' code: it is the center
         self.field = Field(tuple(_steps(trunk)))
@@ -81,7 +120,7 @@ class FcddNet(nn.Module):
         return answers[:, 0]
 
 
-def paper_net(network: Network, seed: int) -> FcddNet:
+def paper_net(network: Network, seed: int, normalization: Normalization = "fixed") -> FcddNet:
     """One of the authors' networks, its first weights drawn from ``seed`` alone.
 
     Raises:
@@ -90,7 +129,7 @@ def paper_net(network: Network, seed: int) -> FcddNet:
     layers, width = {"cnn28": (_cnn28, 128), "cnn32": (_cnn32, 128), "vgg": (_vgg, 512)}[network]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return FcddNet(nn.Sequential(*layers()), width)
+        return FcddNet(nn.Sequential(*layers()), width, normalization)
 
 
 def patch_net(net: PatchNet, frozen: int, seed: int) -> FcddNet:

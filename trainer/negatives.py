@@ -34,7 +34,8 @@ class BadPatches:
     frames: Frames
     flaws: tuple[NDArray[np.int64], ...]
     patch: int
-    sha256: str
+    files: dict[str, str]
+    """Name to the SHA-256 of its bytes, by which `kizu calibrate --bad` knows what was learned from."""
 
     @classmethod
     def read(cls, folder: str | Path, size_px: int, patch: int, channels: int) -> BadPatches:
@@ -47,8 +48,7 @@ class BadPatches:
         paths = bad_images(Path(folder))
         frames = np.stack([_frame(path, size_px, channels) for path in paths])
         flaws = tuple(_flaw(path, size_px, patch) for path in paths)
-        digest = data_sha256((path.name, file_sha256(path)) for path in paths)
-        return cls(frames, flaws, patch, digest)
+        return cls(frames, flaws, patch, {path.name: file_sha256(path) for path in paths})
 
     def draw(self, count: int, random: torch.Generator) -> Tensor:
         """``count`` patches (count, p, p, C) uint8, each holding a flawed pixel drawn uniformly from a random image."""
@@ -63,8 +63,12 @@ class BadPatches:
         return self.frames[place], mask
 
     def describe(self) -> dict[str, Any]:
-        """How many images, and their digest."""
-        return {"images": len(self.frames), "sha256": self.sha256}
+        """How many images, their digest together, and each one's."""
+        return {
+            "images": len(self.frames),
+            "sha256": data_sha256(self.files.items()),
+            "files": sorted(self.files.values()),
+        }
 
     def _patch(self, place: int, random: torch.Generator) -> Tensor:
         frame, flaw = self.frames[place], self.flaws[place]

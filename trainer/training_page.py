@@ -17,7 +17,7 @@ from edge.images import encode_png
 from edge.stages.infer import map_roi
 from edge.stages.segment import Segment
 from edge.types import AnomalyMap, FrameId, Roi
-from trainer.loop import CurvePoint
+from trainer.run_state import CurvePoint
 
 FILE: Final = "training.html"
 

@@ -116,6 +116,11 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             ),
             unit="ops",
         ),
+        Panel(
+            "Connected",
+            "1 while a camera is connected; falls within 3 s of a cut network.",
+            ((f"kizu_camera_connected{{{CAMERA}}}", "{{camera}}"),),
+        ),
     ),
     "Time": (
         Panel(
@@ -150,7 +155,7 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
     "Quality": (
         Panel(
             "P-values",
-            "Even while parts are like those of the calibration; a heap at 0 is bad parts or another picture.",
+            "Evenly spread while parts are like those of the calibration; a heap at 0 is bad parts or another picture.",
             ((f"sum by (le) (increase(kizu_score_p_value_bucket{{{CAMERA}}}{WINDOW}))", "{{le}}"),),
             kind="heatmap",
         ),
@@ -165,6 +170,14 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             (
                 (f"kizu_watch_evidence{{{CAMERA}}}", "{{camera}}"),
                 (f"kizu_certificate_void{{{LINE}}}", "{{instance}} void"),
+            ),
+        ),
+        Panel(
+            "Challenge",
+            "Whether the last one was passed (1 where none is asked for), and how many were taken.",
+            (
+                (f"kizu_challenge_passed{{{LINE}}}", "{{instance}} passed"),
+                (f"kizu_challenges_total{{{LINE}}}", "{{instance}} {{result}}"),
             ),
         ),
     ),
@@ -182,7 +195,14 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             ),
             unit="ops",
         ),
-        Panel("Lag", "Events behind.", ((f"kizu_subscriber_lag_events{{{LINE}}}", "{{name}}"),)),
+        Panel(
+            "Lag",
+            "Events behind, and events that retention took before a subscriber had them.",
+            (
+                (f"kizu_subscriber_lag_events{{{LINE}}}", "{{name}} behind"),
+                (f"kizu_subscriber_passed_events_total{{{LINE}}}", "{{name}} passed"),
+            ),
+        ),
         Panel(
             "Log",
             "Bytes, and what its disk has left.",

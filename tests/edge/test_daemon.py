@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sqlite3
 import ssl
@@ -18,8 +19,8 @@ import numpy as np
 import pytest
 
 from edge import daemon
-from edge.bundle import Golden, ModelBundle
-from edge.config import EdgeConfig, EngineConfig, LogConfig, load_config
+from edge.bundle import Golden, ModelBundle, open_bundle
+from edge.config import EdgeConfig, EngineConfig, LogConfig, MetricsConfig, load_config
 from edge.daemon import Ready, StopRequest
 from edge.demo.line import write_config
 from edge.errors import BundleError, ConfigError, KizuError, ParityError
@@ -27,6 +28,7 @@ from edge.login import make_login
 from edge.pipeline import Pipeline
 from edge.sender import CameraSender
 from edge.sinks.event_log import EventLog
+from edge.warrant import Void
 from self_signed import self_signed
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +115,53 @@ def test_half_a_protection_of_the_metrics_is_refused(
         config_of(tmp_path, tiny_bundle, metrics=tables)
 
 
+def page_of(config: EdgeConfig) -> str:
+    """The metrics page of a line that serves."""
+    pages: list[str] = []
+
+    def during(ready: Ready) -> None:
+        pages.append(page_once(ready.metrics_url, "kizu_log_disk_free_bytes 0.0"))
+
+    serve_in_thread(config, StopRequest(), during)
+    return pages[0]
+
+
+def page_once(url: str, gone: str) -> str:
+    """The page as soon as `gone` is no longer on it: the main thread has sampled."""
+    deadline = time.monotonic() + 20
+    while gone in (page := httpx.get(url).text):
+        assert time.monotonic() < deadline
+    return page
+
+
+def test_the_cpu_in_the_gpus_place_shows_in_the_metrics(tmp_path: Path, tiny_bundle: ModelBundle) -> None:
+    """What the alert on it looks at, and which engine runs; on this machine the GPU really cannot be used."""
+    if Path("/proc/driver/nvidia/version").exists():
+        pytest.skip("a driver is loaded here, so there may be a GPU")
+    engine = {"backend": "tensorrt", "device": "cuda:0", "on_gpu_failure": "cpu"}
+    fallen = page_of(config_of(tmp_path, tiny_bundle, engine=engine))
+    asked = page_of(config_of(tmp_path, tiny_bundle))
+
+    assert "kizu_engine_substitute 1.0" in fallen and "kizu_engine_substitute 0.0" in asked
+    assert 'kizu_engine_info{backend="openvino",' in fallen
+    assert re.search(r"^kizu_engine_fallbacks_total\{reason=\"\w+\"\} 1.0$", fallen, re.MULTILINE)
+
+
+def test_a_certificate_that_was_voided_in_an_earlier_run_shows_in_the_metrics(
+    tmp_path: Path, tiny_bundle: ModelBundle, make_bundle: Callable[..., ModelBundle]
+) -> None:
+    """A restart must not end the alert: the note beside the log says that it no longer holds."""
+    calibration = msgspec.structs.replace(tiny_bundle.calibration, certified=True, engine="openvino 2026 cpu")
+    config = config_of(tmp_path, make_bundle(tmp_path / "certified", calibration=calibration))
+    whole = page_of(config)
+    void = Void(open_bundle(Path(config.bundle)).model_id, "cam", "scores", 100, 1)
+    Path(f"{config.log.path}.void.json").write_bytes(msgspec.json.encode([void]))
+    voided = page_of(config)
+
+    assert "kizu_certificate_valid 1.0" in whole and "kizu_certificate_void 0.0" in whole
+    assert "kizu_certificate_valid 0.0" in voided and "kizu_certificate_void 1.0" in voided
+
+
 def test_check_tells_what_would_run(tmp_path: Path, tiny_bundle: ModelBundle) -> None:
     """`kizu run --check`: bundle, engine and golden frames, no port."""
     found = daemon.check(config_of(tmp_path, tiny_bundle), Path("line.toml"))
@@ -172,6 +221,7 @@ def test_a_missing_bundle_names_the_configurations_key(tmp_path: Path, tiny_bund
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"metrics": MetricsConfig(login="/none")}, r"line.toml: metrics: login /none: .*kizu keys metrics"),
         ({"frames_address": "udp://x"}, r"line.toml: frames_address: .*expected tcp://HOST:PORT"),
         ({"events_address": "tcp://0.0.0.0:5551"}, r"line.toml: events_address: .*plain_off_host"),
         ({"frames_address": "tcp://127.0.0.1:5550", "events_address": "tcp://127.0.0.1:5550"}, "its own port"),

@@ -68,10 +68,11 @@ def test_every_series_exists_before_anything_happened() -> None:
 
 
 def test_the_verdict_labels_are_all_that_a_verdict_can_be() -> None:
-    """ACCEPT and REJECT by score, INCONCLUSIVE by every other reason."""
-    inconclusive = {(Decision.INCONCLUSIVE.value, reason.value) for reason in Reason} - {("inconclusive", "score")}
+    """ACCEPT and REJECT by score or by rule, INCONCLUSIVE by every other reason."""
+    judged = {(decision, reason) for decision in ("accept", "reject") for reason in ("score", "rule")}
+    others = {(Decision.INCONCLUSIVE.value, reason.value) for reason in Reason if not reason.is_judged}
 
-    assert set(VERDICTS) == {("accept", "score"), ("reject", "score")} | inconclusive
+    assert set(VERDICTS) == judged | others
 
 
 def test_received_is_judged_plus_in_flight_at_every_step() -> None:

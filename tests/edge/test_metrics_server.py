@@ -11,11 +11,13 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 from prometheus_client import CollectorRegistry
+from typer.testing import CliRunner
 
-from edge import metrics_server
+from edge import cli, metrics_server
 from edge.clock import ManualClock
 from edge.errors import CommandError, ConfigError
 from edge.login import Login, load_login, make_login
@@ -69,14 +71,14 @@ def test_with_a_certificate_the_page_is_given_by_tls_only(
     registry: CollectorRegistry, certificate: tuple[Path, Path]
 ) -> None:
     """Whoever trusts the certificate reads it; plain HTTP gets nothing, and is counted."""
-    refused: Counter[str] = Counter()
+    refused: SimpleQueue[str] = SimpleQueue()
     tls = load_certificate(*certificate)
-    with MetricsServer(registry, "127.0.0.1", 0, tls=tls, on_refused=lambda why: refused.update([why])) as server:
+    with MetricsServer(registry, "127.0.0.1", 0, tls=tls, on_refused=refused.put) as server:
         assert b"kizu_state" in get(f"https://127.0.0.1:{server.port}/metrics", trusted=certificate[0])
         with pytest.raises((OSError, urllib.error.URLError)):
             get(f"http://127.0.0.1:{server.port}/metrics")
 
-    assert refused == {"tls": 1}
+        assert refused.get(timeout=10) == "tls" and refused.empty()
 
 
 def test_without_the_name_and_the_password_there_is_no_page(registry: CollectorRegistry, tmp_path: Path) -> None:
@@ -95,6 +97,16 @@ def test_without_the_name_and_the_password_there_is_no_page(registry: CollectorR
         assert b"kizu_state" in get(url, login=f"prometheus:{password}")
 
     assert refused == {"login": len(wrong)}
+
+
+def test_the_command_makes_a_login_and_prints_no_secret(tmp_path: Path) -> None:
+    """`kizu keys metrics prometheus`: where both files are, and what each is for."""
+    arguments = ["keys", "metrics", "prometheus", "--folder", str(tmp_path / "keys")]
+    done = CliRunner().invoke(cli.build(arguments), arguments)
+    password = (tmp_path / "keys" / "metrics-prometheus.password").read_text()
+
+    assert done.exit_code == 0 and password not in done.output
+    assert "metrics.login" in done.output and "password_file" in done.output
 
 
 def test_a_login_file_holds_no_password_and_is_its_owners(tmp_path: Path) -> None:
@@ -141,6 +153,16 @@ def test_a_certificate_that_cannot_be_used_is_a_configuration_error(
 
     with pytest.raises(ConfigError, match="both PEM"):
         load_certificate(folder / files[0], folder / files[1])
+
+
+def test_a_private_key_open_to_others_is_refused(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+    """Like every other secret; the message is the command that closes it."""
+    copy = tmp_path / "page.key"
+    copy.write_bytes(certificate[1].read_bytes())
+    copy.chmod(0o644)
+
+    with pytest.raises(ConfigError, match="chmod 600"):
+        load_certificate(certificate[0], copy)
 
 
 def test_an_encrypted_key_is_refused_and_asks_nobody(certificate: tuple[Path, Path]) -> None:

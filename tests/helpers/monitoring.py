@@ -53,14 +53,19 @@ def until(ask: Callable[[], Any], timeout_s: float, what: str) -> Any:
 def quick_rules(text: str) -> str:
     """The same rules, with a short `for` and age of a silent camera."""
     text = re.sub(r"( for: )\w+", r"\g<1>1s", text)
-    found = text.replace("kizu_last_frame_age_seconds > 30", "kizu_last_frame_age_seconds > 8")
-    assert found != text, "the alert on a silent camera is written otherwise now"
-    return found
+    text, changed = re.subn(r"(kizu_last_frame_age_seconds\)? > )30", r"\g<1>8", text)
+    assert changed == 2, "the alerts on silent cameras are written otherwise now"
+    return text
 
 
-def quick_prometheus(text: str, target: str, alertmanager: str) -> str:
-    """The same configuration with this target and Alertmanager, scraping every second."""
-    content = yaml.safe_load(text)
+def quick_prometheus(text: str, folder: Path, target: str, alertmanager: str) -> str:
+    """The same configuration with this target and Alertmanager, scraping every second; by TLS and login as it shows.
+
+    What the page's `ca_file` and `password_file` are is to be found in `folder`.
+    """
+    text, shown = re.subn(r"^    # (scheme|tls_config|basic_auth)", r"    \1", text, flags=re.MULTILINE)
+    assert shown == 3, "how a page with TLS and login is scraped is shown otherwise now"
+    content = yaml.safe_load(text.replace("/etc/prometheus/", f"{folder}/"))
     content["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     content["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [alertmanager]
     content["scrape_configs"][0]["static_configs"][0]["targets"] = [target]
@@ -108,6 +113,26 @@ class Webhook:
         self._server.server_close()
 
 
+class Alertmanager:
+    """Asked and told over its HTTP interface."""
+
+    def __init__(self, url: str) -> None:
+        self.url = f"{url}/api/v2/alerts"
+
+    def tell(self, *alerts: dict[str, str]) -> None:
+        """As Prometheus does: these alerts, by their labels, fire."""
+        body = json.dumps([{"labels": labels} for labels in alerts]).encode()
+        request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=10):
+            pass
+
+    def states(self, instance: str) -> dict[str, str]:
+        """`active` or `suppressed` by name of each alert of an instance; without those not looked at yet."""
+        with urllib.request.urlopen(self.url, timeout=10) as answer:
+            found = [one for one in json.load(answer) if one["labels"].get("instance") == instance]
+        return {one["labels"]["alertname"]: one["status"]["state"] for one in found}
+
+
 class Prometheus:
     """Asked over its HTTP interface."""
 
@@ -136,13 +161,16 @@ class Prometheus:
 
 
 @contextmanager
-def watched(folder: Path, target: str) -> Iterator[tuple[Prometheus, Webhook]]:
-    """Prometheus that scrapes `target` by the shipped rules, Alertmanager behind it, a webhook behind that."""
+def watched(folder: Path, target: str) -> Iterator[tuple[Prometheus, Alertmanager, Webhook]]:
+    """Prometheus that scrapes `target` by the shipped rules, Alertmanager behind it, a webhook behind that.
+
+    `folder` holds the page's certificate and password, by the names in the shipped configuration.
+    """
     own, its = free_port(), free_port()
     webhook = Webhook()
     (folder / "rules.yaml").write_text(quick_rules((DEPLOY / "prometheus" / "rules.yaml").read_text()))
     shipped = (DEPLOY / "prometheus" / "prometheus.yaml").read_text()
-    (folder / "prometheus.yaml").write_text(quick_prometheus(shipped, target, f"127.0.0.1:{its}"))
+    (folder / "prometheus.yaml").write_text(quick_prometheus(shipped, folder, target, f"127.0.0.1:{its}"))
     shipped = (DEPLOY / "alertmanager" / "alertmanager.yaml").read_text()
     (folder / "alertmanager.yaml").write_text(quick_alertmanager(shipped, webhook.url))
     commands = [
@@ -157,7 +185,7 @@ def watched(folder: Path, target: str) -> Iterator[tuple[Prometheus, Webhook]]:
             running += [subprocess.Popen(command.split(), stdout=log, stderr=log, cwd=folder) for command in commands]
         for port in (own, its):
             until(lambda port=port: _answers(port), 60, f"answer on port {port}: {folder}/monitoring.log")
-        yield Prometheus(f"http://127.0.0.1:{own}"), webhook
+        yield Prometheus(f"http://127.0.0.1:{own}"), Alertmanager(f"http://127.0.0.1:{its}"), webhook
     finally:
         for process in running:
             process.terminate()

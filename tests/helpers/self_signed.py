@@ -32,4 +32,6 @@ def self_signed(folder: Path) -> tuple[Path, Path]:
     locked = serialization.BestAvailableEncryption(b"words")
     (folder / "page.key").write_bytes(key.private_bytes(*pem, serialization.NoEncryption()))
     (folder / "locked.key").write_bytes(key.private_bytes(*pem, locked))
+    for name in ("page.crt", "page.key", "locked.key"):
+        (folder / name).chmod(0o600)
     return folder / "page.crt", folder / "page.key"

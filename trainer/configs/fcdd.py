@@ -14,7 +14,7 @@ from typing import Any, Literal
 from edge.errors import CommandError
 from trainer.augment import Augment
 from trainer.config import Decay, Schedule, schedule_of
-from trainer.fcdd_nets import Network
+from trainer.fcdd_nets import Network, Normalization
 from trainer.heatmap import Kernel
 
 
@@ -24,7 +24,8 @@ class FcddConfig:
 
     ``network`` is ``patch``: ``trunk`` is a shipped teacher's name or file and its convolutions are the network's, with
     ``frozen`` of them left as they are (``weights`` ``random``, of the same shape, are a control); or one of the
-    authors' networks of ``fcdd_nets``, which start from random weights.  ``sigma`` is the Gaussian's, in px, ``kernel``
+    authors' networks of ``fcdd_nets``, which start from random weights and can take their input by ``normalization``
+    ``contrast``: each frame by its own.  ``sigma`` is the Gaussian's, in px, ``kernel``
     explained in ``heatmap``; the map has a cell every ``stride`` px, and its ``score`` is its maximum or its mean.
 
     Anomalies are good images with ``confetti`` on them, pieces of everyday ``photographs``, half each where there are
@@ -42,6 +43,7 @@ class FcddConfig:
     trunk: str = "line-65"  # [C]: no ImageNet weights here; distilled from ResNet-18, p = 65 ([I] for MVTec AD: r = 62)
     weights: Literal["teacher", "random"] = "teacher"  # [I] for MVTec AD: ImageNet weights
     frozen: int = 2  # [I]: the front half of the network for MVTec AD
+    normalization: Normalization = "fixed"  # [I]: contrast for MVTec AD, fixed for CIFAR-10
     sigma: float = 12.0  # [I] for MVTec AD
     kernel: Kernel = "smooth"  # [C]
     stride: int = 4  # [C]: the paper's map has a cell a pixel
@@ -74,6 +76,10 @@ class FcddConfig:
             )
         if self.stride < 1 or self.frozen < 0:
             raise CommandError(f"stride = {self.stride} and frozen = {self.frozen}: expected at least 1 and 0")
+        if self.network == "patch" and self.normalization == "contrast":
+            raise CommandError(
+                "normalization = contrast: a teacher's weights know the fixed one only; use network = vgg"
+            )
         if self.kernel == "authors" and self.stride % 2 == 0:
             raise CommandError(
                 f"kernel = authors is made of whole pixels, and a stride of {self.stride} falls between them"
@@ -106,8 +112,9 @@ PAPER = FcddConfig(preset="paper-frames", augment="light")
 """The authors' schedule for MVTec AD with this project's trunk."""
 
 PAPER_VGG = FcddConfig(
-    preset="paper-vgg", network="vgg", size_px=224, stride=1, kernel="authors", augment="light", batch_size=128
-)
+    preset="paper-vgg", network="vgg", normalization="contrast", size_px=224, stride=1, kernel="authors",
+    augment="light", batch_size=128,
+)  # fmt: skip
 """The authors' network for large images from random weights, as they have it for ImageNet; for a GPU."""
 
 PAPER_CIFAR = FcddConfig(

@@ -29,7 +29,7 @@ from trainer.augment import augmented
 from trainer.confetti import with_confetti
 from trainer.configs.fcdd import FcddConfig
 from trainer.distill import load_teacher
-from trainer.fcdd_nets import FcddNet, paper_net, patch_net
+from trainer.fcdd_nets import ContrastNormalization, FcddNet, paper_net, patch_net
 from trainer.fcdd_objective import fcdd_loss, pixel_loss, pseudo_huber
 from trainer.heatmap import spreading
 from trainer.method import Batch, Frames
@@ -107,7 +107,7 @@ class Fcdd:
         return False  # the rim of the frame is spread to as well, which tiles would each do anew
 
     def prepare(self, frames: Frames) -> None:
-        """Read the bad parts; the normalization of the input is fixed.
+        """Read the bad parts; fit what the normalization of the input needs.
 
         Raises:
             DataError: the images are constant, or a bad part cannot be used: unreadable, or without the mask that
@@ -115,6 +115,8 @@ class Fcdd:
         """
         if all(int(frame.min()) == int(frame.max()) for frame in frames):
             raise DataError("the training images are constant; there is nothing to learn from them")
+        if isinstance(self.net.normalize, ContrastNormalization):
+            self.net.normalize.fit(frames)
         side = self.config.size_px
         if self.config.bad is not None:
             # Patches as large as the image need no mask; a pixel's flaw must be marked.
@@ -196,7 +198,7 @@ class Fcdd:
     def _network(self) -> FcddNet:
         config = self.config
         if config.network != "patch":
-            return paper_net(config.network, self.seed)
+            return paper_net(config.network, self.seed, config.normalization)
         teacher = load_teacher(config.trunk)
         self._teacher = {"name": teacher.name, "sha256": teacher.sha256, "card": teacher.card}
         trunk = teacher.net if config.weights == "teacher" else build_patch_net(teacher.spec, self.seed)

@@ -164,6 +164,26 @@ def _reach(net: FcddNet, side: int, cell: int) -> tuple[int, int]:
     return int(rows[0]), int(rows[-1])
 
 
+def test_contrast_normalization_sees_the_same_part_at_another_exposure(photos: Frames, tmp_path: Path) -> None:
+    """Gain and offset fall out, training images lie between 0 and 1, a black frame is no NaN, and the graph agrees."""
+    config = FcddConfig("small", network="cnn28", normalization="contrast", size_px=64)
+    small = np.ascontiguousarray(photos[:, ::2, ::2])
+    method = Fcdd(config, seed=1)
+    method.prepare(small)
+    dim = torch.from_numpy((small[:1] // 4) * 2)
+    bright = torch.from_numpy((small[:1] // 4) * 3 + 20)
+
+    normalized = method.net.normalize(torch.from_numpy(small))
+    assert (float(normalized.min()), float(normalized.max())) == pytest.approx((0.0, 1.0), abs=1e-6)
+    torch.testing.assert_close(method.net.normalize(dim), method.net.normalize(bright), atol=1e-5, rtol=0)
+    assert bool(torch.isfinite(method.net.normalize(torch.zeros_like(dim))).all())
+    method.fit_statistics(small)
+    facts = BundleFacts("fcdd", "fcdd", "small", InputSpec(64, 64, 3, 4), "0" * 64, True, {})
+    bundle = export_bundle(method, tmp_path / "bundle", facts, held_out=small[8:])
+    with open_engine(bundle, backend="openvino") as engine:
+        assert check_golden(bundle, engine).ok
+
+
 def test_control_a_gaussian_off_by_a_pixel_is_another_map() -> None:
     """Planted bug: the center of the field where its corner is."""
     right, wrong = (
@@ -287,7 +307,7 @@ def test_the_cifar_preset_learns_on_small_photographs_and_is_exported(photos: Fr
     method.prepare(small)
     run_training(method, small[:8], small[8:], replace(config.schedule(8), steps=3), seed=1, identity={})
     method.fit_statistics(small[8:])
-    facts = BundleFacts("fcdd", "fcdd", "paper-cifar", InputSpec(32, 32, 3, 4), "0" * 64, True, {}, {})
+    facts = BundleFacts("fcdd", "fcdd", "paper-cifar", InputSpec(32, 32, 3, 4), "0" * 64, True, {})
     bundle = export_bundle(method, tmp_path / "bundle", facts, held_out=small[8:])
 
     with open_engine(bundle, backend="openvino") as engine:
@@ -384,6 +404,7 @@ def test_anomalies_follow_from_the_steps_own_draw(photos: Frames) -> None:
         ({"supervision": "pixel", "photographs": "photos"}, "photographs have none"),
         ({"supervision": "pixel", "augment": "views"}, "moves images and not their masks"),
         ({"supervision": "pixel", "labels": "random"}, "supervision = pixel has none"),
+        ({"normalization": "contrast"}, "know the fixed one only"),
         ({"kernel": "authors"}, "a stride of 4 falls between"),
     ],
 )
