@@ -23,15 +23,18 @@ def top_mean(scores: Tensor, share: float) -> Tensor:
     """
     cells = int(scores.shape[1]) * int(scores.shape[2])  # plain numbers while tracing, too: the graph's size is fixed
     count = float(math.ceil(round(share * cells, 6)))
-    low = scores.amin((1, 2), keepdim=True)
-    span = scores.amax((1, 2), keepdim=True) - low
+    flat = scores.reshape(-1, cells)
+    ones = torch.ones(cells, 1, device=scores.device)
+    low = flat.amin(1, keepdim=True)
+    span = flat.amax(1, keepdim=True) - low
     for step in range(1, 1 + STEPS):
         width = span * 2.0**-step
-        # By arithmetic: 26 nested Where kept TensorRT's builder busy for minutes, time doubled with every two of them.
-        many = (scores > low + width).float().sum((1, 2), keepdim=True) > count
+        # Counted by a product and moved by arithmetic: TensorRT for RTX fuses 26 comparisons, sums and Where into one
+        # kernel, for which its builder takes twice as long with every two of them, or fails.
+        many = torch.matmul((flat > low + width).float(), ones) > count
         low = low + width * many.float()
     threshold = low + span * 2.0**-STEPS
-    return threshold[:, 0, 0] + torch.relu(scores - threshold).sum((1, 2)) / count
+    return threshold[:, 0] + torch.relu(flat - threshold).sum(1) / count
 
 
 def median(scores: Tensor) -> Tensor:
