@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from edge.client import Subscriber
 from edge.clock import SystemClock
 from edge.config import EdgeConfig, load_config
 from edge.daemon import Ready, StopRequest, default_control_address
-from edge.demo.line import write_config
+from edge.demo.line import BUNDLE, PHOTOS, write_config
 from edge.errors import CommandError, ConfigError, KizuError
 from edge.events import DefectEvent
 from edge.images import encode_png
@@ -455,3 +456,21 @@ def test_the_command_says_which_sample_and_why(tmp_path: Path, make_bundle: Make
     for one in (failed, apart):
         assert one.returncode == 1 and "bad/hole.png (cam): accepted, expected rejected" in one.stdout
         assert "the challenge of line demo is failed" in one.stderr
+
+
+def test_the_demos_model_passes_with_the_demos_photographs(tmp_path: Path) -> None:
+    """The real network on its engine: two good nuts and two flawed ones, by the command that needs no daemon."""
+    for kind, source in (("good", "good"), ("bad", "color")):
+        (tmp_path / "samples" / kind).mkdir(parents=True)
+        for photo in sorted((PHOTOS / "test" / source).iterdir())[:2]:
+            shutil.copy(photo, tmp_path / "samples" / kind)
+    path = write_config(tmp_path / "line.toml", BUNDLE, ["nuts"], challenge={"dir": "samples"})
+
+    done = subprocess.run(
+        [sys.executable, "-m", "edge.cli", "challenge", str(path), "--apart"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+    assert (done.returncode, done.stdout) == (0, "passed: 4 samples answered as they should be\n"), done.stderr

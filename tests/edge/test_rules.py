@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,19 @@ def test_rules_in_millimeters_need_a_scale() -> None:
     """A length in mm of a camera that knows none would never be over anything."""
     with pytest.raises(ValueError, match="rule 'one long' is in millimeters"):
         Measure(None, Rules(RuleFile(1, (Rule("one long", length_over_mm=1.0),))))
+
+
+@settings(max_examples=300, deadline=None)
+@given(at=st.integers(0, len(WRITTEN)), cut=st.integers(0, 12), put=st.text(max_size=6))
+def test_a_damaged_file_is_refused_or_read_but_never_a_crash(at: int, cut: int, put: str) -> None:
+    """Any slip of the hand in the file ends in rules, or in a message that names it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rules.toml"
+        path.write_bytes((WRITTEN[:at] + put + WRITTEN[at + cut :]).encode("utf-8", "surrogatepass"))
+        try:
+            load_rules(path)
+        except ConfigError as refused:
+            assert str(path) in str(refused)
 
 
 # --- against brute force ----------------------------------------------------------------------------------------------
