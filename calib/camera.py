@@ -206,7 +206,8 @@ def _chessboard(gray: NDArray[np.uint8], board: Board) -> _Found | None:
     if not there:
         return None
     columns, rows = np.meshgrid(np.arange(board.columns), np.arange(board.rows))
-    return np.asarray(corners, np.float32), np.stack((columns.ravel(), rows.ravel()), axis=1) * board.square_mm
+    places = np.stack((columns.ravel(), rows.ravel()), axis=1) * board.square_mm
+    return np.asarray(corners, np.float32), np.asarray(places, np.float64)
 
 
 def _charuco(gray: NDArray[np.uint8], board: Board) -> _Found | None:

@@ -95,14 +95,17 @@ class Line:
 
 
 @contextmanager
-def running(folder: Path, bundle: ModelBundle, **challenge: Any) -> Iterator[Line]:
+def running(
+    folder: Path, bundle: ModelBundle, cameras: list[dict[str, Any]] | None = None, **challenge: Any
+) -> Iterator[Line]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     config = load_config(
         write_config(
             folder / "line.toml",
             bundle.path,
-            ["cam"],
+            [],
+            cameras=cameras or [{"name": "cam"}],
             frames_address=f"ipc://{folder}/frames",
             events_address=f"ipc://{folder}/events",
             replay_address=f"ipc://{folder}/replay",
@@ -193,6 +196,48 @@ def test_a_failed_challenge_during_a_shift_holds_parts_from_then_on(tmp_path: Pa
     assert [(event.kind, event.decision) for event in line.events()] == [
         ("challenge", "accept"), ("frame", "accept"), ("challenge", "inconclusive"), ("frame", "inconclusive"),
     ]  # fmt: skip
+
+
+def test_a_challenge_under_load_is_in_no_account(tmp_path: Path, make_bundle: MakeBundle) -> None:
+    """Between the frames of a camera with a deadline that gives old frames up for new ones: both accounts are exact."""
+    lay_out(tmp_path / "samples")
+    camera = {"name": "cam", "policy": "latest", "deadline_ms": 5000.0}
+    bundle = dark_bundle(make_bundle, tmp_path / "bundle")
+    with running(tmp_path, bundle, cameras=[camera]) as line, CameraSender(line.config.frames_address, "cam") as sender:
+        assert line.ready.wait(30)
+        results = []
+        for _ in range(5):
+            for _ in range(20):
+                sender.send(spots(), encoding="raw", timeout_s=20)
+            results.append(line.challenge().passed)
+        assert sender.drain(20) == 0
+        received = line.metric('kizu_frames_received_total{camera="cam"}')
+
+    events = line.events()
+    assert results == [True] * 5 and received == 100
+    assert sorted(event.frame_sequence for event in events if event.kind == "frame") == list(range(100))
+    assert {event.decision for event in events if event.kind == "challenge"} == {"accept"}
+
+
+def test_a_duty_that_crashes_stops_the_line(tmp_path: Path) -> None:
+    """An error nobody foresaw in the challenge's thread: told, or a line would hold its parts for ever, silently."""
+    told: list[Exception] = []
+    gone = threading.Event()
+
+    def broken(result: ChallengeResult, news: bool) -> None:
+        raise ZeroDivisionError
+
+    def on_crash(error: Exception) -> None:
+        told.append(error)
+        gone.set()
+
+    duty = ChallengeDuty(
+        samples=lambda: (), probe=lambda frame, answer: None, clock=Ticking(), every_s=None, required=True,
+        withhold=lambda why: None, on_result=broken, on_first=lambda: None, on_crash=on_crash,
+    )  # fmt: skip
+    duty.start()
+
+    assert gone.wait(20) and isinstance(told[0], ZeroDivisionError)
 
 
 def test_where_it_is_not_required_a_failure_is_only_told(tmp_path: Path, make_bundle: MakeBundle) -> None:
@@ -377,7 +422,7 @@ def test_a_challenge_is_taken_again_when_its_hours_are_over(tmp_path: Path) -> N
 
     duty = ChallengeDuty(
         samples=lambda: samples, probe=probe, clock=clock, every_s=3600, required=True,
-        withhold=lambda why: None, on_result=on_result, on_first=lambda: None,
+        withhold=lambda why: None, on_result=on_result, on_first=lambda: None, on_crash=lambda error: None,
     )  # fmt: skip
     duty.start()
     wait_for(1)
