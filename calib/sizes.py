@@ -15,9 +15,10 @@ import msgspec
 import numpy as np
 
 from calib.certificate import choose_sample
+from calib.places import Box, regions_of
 from calib.planting import SCRATCH_WIDTH_PX
 from calib.smallest import Tried, lower_bound, smallest_found
-from calib.trials import Box, Cell, Line, Plan, in_order, read_pictures, regions_of, stages_of
+from calib.trials import Cell, Line, Plan, in_order, read_pictures, stages_of
 from edge.bundle import ModelBundle
 from edge.camera import CameraCalibration
 from edge.engines.registry import Backend

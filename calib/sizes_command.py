@@ -14,9 +14,9 @@ import typer
 from edge.errors import CommandError
 
 if TYPE_CHECKING:
+    from calib.places import Box
     from calib.planting import Kind
     from calib.sizes import SizesReport
-    from calib.trials import Box
 
 DEFAULT_SIZES_PX = "2,3,4,6,8,12,16,24,32"
 

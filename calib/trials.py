@@ -1,7 +1,7 @@
 """One defect planted in one frame and looked at, over and over: what is tried where, and what counts as found.
 
-Owns the plan, the places, and the way through the line's own code: frames go through `edge.inference`, so preprocessing,
-engine, threshold, segmentation, measuring and rules are those of the daemon. What follows from the counts is `sizes`'.
+Owns the plan and the way through the line's own code: frames go through `edge.inference`, so preprocessing, engine,
+threshold, segmentation, measuring and rules are those of the daemon. What follows from the counts is `sizes`'.
 
 Found means: the part is rejected, and a region touches the planted pixels, grown by one cell of the map. A rejection
 for something elsewhere finds nothing.
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
 from calib.dataset import read_stored_image
+from calib.places import Box, Region, place
 from calib.planting import Defect, Kind, plant
 from calib.progress import Advance, progress
 from edge.bundle import ModelBundle, check_golden
@@ -30,7 +31,7 @@ from edge.challenge import verdicts_of
 from edge.clock import SystemClock
 from edge.engines.registry import Backend, open_engine
 from edge.errors import DataError, EngineError, ImageRefused
-from edge.images import cv2, read_image
+from edge.images import cv2
 from edge.inference import EngineRunner, Scored, Stages, Unjudged
 from edge.metrics import Metrics
 from edge.rules import Rules
@@ -45,8 +46,6 @@ from edge.types import Decision, DefectRegion, Frame, FrameId, Reason, Verdict
 CAMERA: Final = "planted"
 GIVEN_UP_BELOW: Final = 0.05
 """A size of which fewer are found ends the way down: smaller ones would cost time and show nothing."""
-
-Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +68,6 @@ class Plan:
     seed: int = 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Region:
-    """Where defects are planted: a box of a frame's pixels, and of those only where `mask` says, if there is one."""
-
-    name: str
-    box: Box | None = None
-    mask: NDArray[np.bool_] | None = None
-
-
 @dataclass(slots=True, eq=False)
 class Cell:
     """All trials of one size."""
@@ -94,10 +84,12 @@ class Cell:
 
     @property
     def series(self) -> tuple[str, float, str]:
+        """Kind, contrast and region: the curve that it is a point of."""
         return self.kind, self.contrast, self.region.name
 
 
 def in_order(plan: Plan, regions: Sequence[Region]) -> Iterator[tuple[Kind, float, Region, float]]:
+    """Everything that is tried; within a curve from the largest size down."""
     for kind in plan.kinds:
         for contrast in plan.contrasts:
             for region in regions:
@@ -105,71 +97,15 @@ def in_order(plan: Plan, regions: Sequence[Region]) -> Iterator[tuple[Kind, floa
                     yield kind, contrast, region, size
 
 
-def regions_of(plan: Plan, roi_xywh: Box | None, pictures: dict[str, NDArray[np.uint8]]) -> list[Region]:
-    if plan.masks is not None:
-        sizes = {image.shape[:2] for image in pictures.values()}
-        return (
-            [_masked(path, sizes) for path in sorted(plan.masks.iterdir())] if plan.masks.is_dir() else _no(plan.masks)
-        )
-    if plan.grid == (1, 1):
-        return [Region("all", roi_xywh)]
-    heights, widths = zip(*(image.shape[:2] for image in pictures.values()), strict=True)
-    x, y, width, height = roi_xywh or (0, 0, min(widths), min(heights))
-    rows, columns = plan.grid
-    edges_x = [x + width * i // columns for i in range(columns + 1)]
-    edges_y = [y + height * i // rows for i in range(rows + 1)]
-    return [
-        Region(
-            f"row {j + 1} column {i + 1}",
-            (edges_x[i], edges_y[j], edges_x[i + 1] - edges_x[i], edges_y[j + 1] - edges_y[j]),
-        )
-        for j in range(rows)
-        for i in range(columns)
-    ]
-
-
-def _no(folder: Path) -> list[Region]:
-    raise DataError(f"{folder}: no such folder; expected masks NAME.png of the frame's size, not 0 in the region")
-
-
-def _masked(path: Path, sizes: set[tuple[int, ...]]) -> Region:
-    try:
-        mask = read_image(path, channels=1)[:, :, 0] > 0
-    except ImageRefused as error:
-        raise DataError(f"mask {error}") from None
-    if sizes != {mask.shape} or not mask.any():
-        found = " and ".join(sorted(f"{width} x {height}" for height, width in sizes))
-        raise DataError(
-            f"{path}: a mask of {mask.shape[1]} x {mask.shape[0]} px with {int(mask.sum())} pixels set, for images of "
-            f"{found}; a mask has its frame's size and something in it"
-        )
-    return Region(path.stem, None, mask)
-
-
-def _place(region: Region, frame_size: tuple[int, int], margin: float, rng: np.random.Generator) -> tuple[float, float]:
-    """A center in the region, drawn evenly, such that what is planted there lies within the frame."""
-    height, width = frame_size
-    x, y, across, down = region.box or (0, 0, width, height)
-    left, right = max(x, margin), min(x + across, width - margin)
-    top, bottom = max(y, margin), min(y + down, height - margin)
-    if left < right and top < bottom:
-        if region.mask is None:
-            return float(rng.uniform(left, right)), float(rng.uniform(top, bottom))
-        rows, columns = np.nonzero(region.mask)
-        inside = (columns >= left) & (columns < right) & (rows >= top) & (rows < bottom)
-        if inside.any():
-            at = rng.integers(int(inside.sum()))
-            return float(columns[inside][at]) + 0.5, float(rows[inside][at]) + 0.5
-    raise DataError(
-        f"region {region.name!r}: a defect of {2 * margin:.0f} px has no place in it within a frame of {width} x "
-        f"{height} px; leave that size out (--sizes)"
-    )
-
-
 # --- looking ----------------------------------------------------------------------------------------------------------
 
 
 def read_pictures(paths: Sequence[Path]) -> dict[str, NDArray[np.uint8]]:
+    """Images as stored, by name.
+
+    Raises:
+        DataError: one cannot be read.
+    """
     pictures = {}
     for path in paths:
         try:
@@ -182,6 +118,7 @@ def read_pictures(paths: Sequence[Path]) -> dict[str, NDArray[np.uint8]]:
 def stages_of(
     source: ModelBundle, roi_xywh: Box | None, camera: CameraCalibration | None, rules: Rules | None
 ) -> Stages:
+    """The stages of a line that runs `source`, for one camera."""
     manifest, calibration = source.manifest, source.calibration
     size = None if camera is None else camera.size
     return Stages(
@@ -204,6 +141,7 @@ class Line:
         self._source, self._stages, self._backend = source, stages, backend
 
     def rejected_as_they_are(self, pictures: dict[str, NDArray[np.uint8]], blur_px: float) -> set[str]:
+        """Names of the pictures that the line rejects with nothing planted."""
         names, rejected = list(pictures), set[str]()
 
         def note(verdict: Verdict) -> None:
@@ -350,7 +288,7 @@ class _Planting:
             # how much room is asked for, with a quarter to spare.
             scale = self._camera.mm_per_px(image.shape[1] / 2, image.shape[0] / 2)
         margin = Defect(cell.kind, cell.size / scale, cell.contrast).reach_px * (1 if scale == 1.0 else 1.25)
-        x, y = _place(cell.region, image.shape[:2], margin, rng)
+        x, y = place(cell.region, image.shape[:2], margin, rng)
         if self._camera is not None and self._camera.has_scale:
             scale = self._camera.mm_per_px(x, y)
         defect = Defect(cell.kind, cell.size / scale, cell.contrast, float(rng.uniform(0, 2 * math.pi)))
