@@ -109,8 +109,11 @@ def judged(
     camera = frame.id.camera
     if camera in stages.zones:
         try:
-            anomaly_map = stages.zones[camera](anomaly_map)
-        except BundleError as error:  # zones drawn for another picture: nothing of this one was inspected
+            anomaly_map = stages.zones[camera](anomaly_map, (frame.image.shape[0], frame.image.shape[1]))
+        except (
+            BundleError,
+            ImageRefused,
+        ) as error:  # zones drawn for another picture: nothing of this one was inspected
             return stages.decide.inconclusive(frame, Reason.SHAPE, str(error)[:MAX_DETAIL])
     height, width = frame.image.shape[:2]
     segment = stages.segments.get(camera, stages.segment)
