@@ -335,17 +335,23 @@ def test_a_wiped_log_is_told_and_followed(line: Line, browser: Browser, show: Ca
 
 
 def test_health_is_told_in_words(line: Line, browser: Browser, show: Callable[..., ServedConsole]) -> None:
-    """Certificate void, CPU in place of the GPU, a line whose clock is off."""
+    """Certificate void, CPU in place of the GPU, a failed challenge, a line whose clock is off."""
     show()
     line.judge("cam1", certified=True)
     line.judge("cam1", certified=False)
     line.state, line.fallback = "degraded", "driver"
     browser.wait("document.querySelector('#notices').textContent.includes('certificate has been void')")
     browser.wait("document.querySelector('#notices').textContent.includes('The GPU cannot be used (driver)')")
+    line.judge("challenge", "inconclusive", kind="challenge", reason="challenge", detail="bad-3.png was accepted")
+    browser.wait("document.querySelector('#notices').textContent.includes('bad-3.png was accepted')")
+    line.state = "withheld"
+    browser.wait("document.querySelector('#state').textContent === 'withheld'")
+    browser.wait("document.querySelector('#notices').textContent.includes('holds every part')")
+    line.state = "degraded"
     line.judge("cam1", decided_ns=time.time_ns() - 7210 * 10**9)
     browser.wait("document.querySelector('#notices').textContent.includes('clock was set back by 2 h 00 min')")
 
-    assert browser.text("#state") == "degraded"
+    browser.wait("document.querySelector('#state').textContent === 'degraded'")
     assert "void" in browser.text("#health") and "CPU instead of GPU" in browser.text("#health")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from edge.clock import ManualClock
 from edge.console.board import MAX_CAMERAS, MAX_REJECTS, RECENT, Board, FeedCounts
-from edge.console.shown import MAX_NAME, MAX_REGIONS, Health
+from edge.console.shown import MAX_NAME, MAX_REGIONS, Health, Region
 from edge.console.trend import BINS, WINDOW_S, Trend
 from edge.events import EventRegion
 from edge.wire import Head
@@ -236,6 +236,29 @@ def test_many_regions_are_told_by_their_number(shop: Shop) -> None:
 
     shown = shop.board.delta(-1, -1).rejects[0]
     assert len(shown.regions) == MAX_REGIONS and shown.more_regions == 200 - MAX_REGIONS
+
+
+def test_a_challenge_is_about_the_line_and_counts_as_no_part(shop: Shop) -> None:
+    """It has no tile, is no reject, and the page says how it went; a kind that nobody knows yet is skipped."""
+    shop.part("challenge", "inconclusive", kind="challenge", reason="challenge", detail="bad-3.png was accepted")
+    shop.part("cam9", "reject", kind="of tomorrow")
+    shop.later(4)
+    failed = shop.board.delta(-1, -1, health=True, trend=True)
+    shop.part("challenge", kind="challenge")
+
+    assert failed.tiles == [] and failed.rejects == [] and failed.trend == []
+    assert failed.health is not None
+    assert (failed.health.challenge, failed.health.challenge_s) == ("failed", 4)
+    assert failed.health.challenge_detail == "bad-3.png was accepted" and shop.health.challenge == "passed"
+
+
+def test_sizes_in_millimeters_and_ignored_zones_come_along(shop: Shop) -> None:
+    """Where the camera's scale is known, and where rules pass over a region."""
+    region = EventRegion((0, 0, 4, 2), 8, 1.5, area_mm2=0.5, length_mm=1.2, ignored_by="logo")
+    shop.part(decision="accept", reason="rule", detail="0 regions count", regions=(region,))
+
+    found = shop.board.delta(-1, -1).tiles[0].shown
+    assert found.regions[0] == Region((0, 0, 4, 2), 8, 1.5, 0.5, 1.2, "logo") and found.detail == "0 regions count"
 
 
 def test_a_label_travels_with_its_event(shop: Shop) -> None:
