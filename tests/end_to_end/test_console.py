@@ -475,6 +475,7 @@ def test_a_part_is_scored_again_behind_a_real_daemon(browser: Browser, tmp_path:
                 for camera in cameras:
                     camera.stop()
                 browser.wait("[...document.querySelectorAll('.card img')].every(i => i.complete && !i.hidden)")
+                browser.wait("document.querySelector('#health').textContent.includes('Daemonready')")
                 browser.screenshot(SHOTS / "live.png")
                 browser.theme(True)
                 browser.screenshot(SHOTS / "live-dark.png")
