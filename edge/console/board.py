@@ -250,7 +250,7 @@ class Board:
             state="" if self._head is None else self._head.state[:MAX_NAME],
             fallback="" if self._head is None else self._head.fallback[:MAX_TEXT],
             model=self._model,
-            certificate="" if not self._model else "void" if void_s is not None else "valid" if covered else "none",
+            certificate=self._certificate(covered, void_s),
             certificate_s=None if void_s is None else round(now_s - void_s, 1),
             lag=self._counts.lag,
             lost=self._counts.lost,
@@ -266,6 +266,14 @@ class Board:
             failure=self._failure,
             cameras=[self._camera_health(name, one, now_s) for name, one in self._cameras.items()],
         )
+
+    def _certificate(self, covered: frozenset[str], void_s: float | None) -> str:
+        if not self._model:
+            return ""
+        if void_s is None:
+            return "valid" if covered else "none"
+        # While the CPU stands in for the GPU nothing is certified, and nothing is wrong with the parts.
+        return "paused" if self._head is not None and self._head.fallback else "void"
 
     def _camera_health(self, name: str, camera: _Camera, now_s: float) -> CameraHealth:
         age_s = max(0.0, now_s - camera.at_s)

@@ -339,8 +339,9 @@ def test_health_is_told_in_words(line: Line, browser: Browser, show: Callable[..
     show()
     line.judge("cam1", certified=True)
     line.judge("cam1", certified=False)
-    line.state, line.fallback = "degraded", "driver"
     browser.wait("document.querySelector('#notices').textContent.includes('certificate has been void')")
+    assert "void" in browser.text("#health")
+    line.state, line.fallback = "degraded", "driver"
     browser.wait("document.querySelector('#notices').textContent.includes('The GPU cannot be used (driver)')")
     line.judge("challenge", "inconclusive", kind="challenge", reason="challenge", detail="bad-3.png was accepted")
     browser.wait("document.querySelector('#notices').textContent.includes('bad-3.png was accepted')")
@@ -352,7 +353,7 @@ def test_health_is_told_in_words(line: Line, browser: Browser, show: Callable[..
     browser.wait("document.querySelector('#notices').textContent.includes('clock was set back by 2 h 00 min')")
 
     browser.wait("document.querySelector('#state').textContent === 'degraded'")
-    assert "void" in browser.text("#health") and "CPU instead of GPU" in browser.text("#health")
+    assert "not on the CPU" in browser.text("#health") and "CPU instead of GPU" in browser.text("#health")
 
 
 def test_a_burst_leaves_a_page_that_answers_and_has_not_grown(

@@ -2,7 +2,7 @@
 
 import { byId, clock, duration, element, mark, percent, put } from "/static/dom.js";
 
-const CERTIFICATES = { valid: "certified", void: "void", none: "not certified", "": "–" };
+const CERTIFICATES = { valid: "certified", void: "void", paused: "not on the CPU", none: "not certified", "": "–" };
 
 export class Health {
   constructor() {

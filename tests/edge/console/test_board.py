@@ -158,6 +158,18 @@ def test_a_certificate_that_was_borne_and_is_gone_is_void(shop: Shop) -> None:
     assert shop.health.certificate == "none"
 
 
+def test_a_certificate_rests_while_the_cpu_stands_in_for_the_gpu(shop: Shop) -> None:
+    """Verdicts lose it then, but no part has changed: nobody is told to calibrate again."""
+    shop.part(certified=True)
+    shop.head(fallback="driver")
+    shop.part(certified=False)
+    resting = shop.health.certificate
+    shop.head()
+    shop.part(certified=True)
+
+    assert (resting, shop.health.certificate) == ("paused", "valid")
+
+
 def test_a_camera_that_the_certificate_never_covered_does_not_void_it(shop: Shop) -> None:
     """One of two cameras has another region of interest than was certified; the other one's certificate holds."""
     shop.part("cam1", certified=True)
