@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import msgspec
 import numpy as np
 
-from calib.certificate import choose_sample
+from calib.evaluation import calibration_for
 from calib.places import Box, regions_of
 from calib.planting import SCRATCH_WIDTH_PX
+from calib.sample import choose_sample
 from calib.smallest import Tried, lower_bound, smallest_found
 from calib.trials import Cell, Line, Plan, in_order, read_pictures, stages_of
 from edge.bundle import ModelBundle
@@ -83,15 +85,18 @@ def find_sizes(
     roi_xywh: Box | None = None,
     camera: CameraCalibration | None = None,
     rules: Rules | None = None,
+    seen_by: str | None = None,
 ) -> SizesReport:
-    """Try `plan` on the good images in the folder `good`.
+    """Try `plan` on the good images in the folder `good`, which the camera `seen_by` took if the bundle asks for it.
 
     Raises:
+        CommandError: it does, and no such camera is named.
         DataError: an image was trained on, cannot be inspected, or is too small for what is to be planted.
         EngineError, ParityError: the backend failed, or does not give the bundle's golden answers on this machine.
     """
+    source = replace(source, calibration=calibration_for(source, seen_by))
     sample = choose_sample(source, good)
-    pictures = read_pictures(list(sample.paths))
+    pictures = read_pictures([image.path for image in sample.images])
     stages = stages_of(source, roi_xywh, camera, rules)
     line = Line(source, stages, backend)
     rejected = line.rejected_as_they_are(pictures, plan.blur_px)

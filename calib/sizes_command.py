@@ -49,6 +49,9 @@ def sizes(
     blur: Annotated[
         float, typer.Option(min=0.0, max=50.0, help="Standard deviation in px of a blur, as of a lens out of focus.")
     ] = 0.0,
+    seen_by: Annotated[
+        str | None, typer.Option("--camera", help="Whose pictures these are, if the bundle has thresholds by camera.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed plants the same defects.")] = 0,
     backend: Annotated[str, typer.Option(help="Engine: openvino, onnxruntime or fake.")] = "openvino",
     json: Annotated[
@@ -106,6 +109,7 @@ def sizes(
         roi_xywh=_roi(roi),
         camera=camera,
         rules=known_rules,
+        seen_by=seen_by,
     )
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)

@@ -41,6 +41,7 @@ from edge.stages.measure import Measure
 from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
 from edge.stages.tile import tiling_of
+from edge.stages.zones import Zones
 from edge.types import Decision, DefectRegion, Frame, FrameId, Reason, Verdict
 
 CAMERA: Final = "planted"
@@ -129,6 +130,7 @@ def stages_of(
         segment=Segment(calibration.pixel_threshold, max(1, calibration.min_area_px)),
         decide=Decide(calibration, source.model_id),
         tiling=tiling_of(manifest.input, manifest.map),
+        zones={CAMERA: Zones(calibration.zones, manifest.map)} if calibration.zones else {},
         measures={CAMERA: Measure(camera, rules)},
     )
 

@@ -81,6 +81,10 @@ class AllowList:
             return Denied("not_allowed", f"{peer.name} may {', '.join(peer.may)}, not {right}")
         return peer
 
+    def keys(self, right: str) -> frozenset[tuple[str, str]]:
+        """The keys that may do `right`, each with its name."""
+        return frozenset((key, peer.name) for key, peer in self.peers.items() if right in peer.may)
+
     def names(self, right: str) -> frozenset[str]:
         """Who may do `right`."""
         return frozenset(peer.name for peer in self.peers.values() if right in peer.may)

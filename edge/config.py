@@ -18,6 +18,7 @@ from msgspec import Meta
 from edge.errors import ConfigError
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 Name = Annotated[str, Meta(pattern=r"\A[a-z0-9_-]{1,64}\Z")]
 _Text = Annotated[str, Meta(min_length=1)]
@@ -34,13 +35,15 @@ class EngineConfig(_Section, frozen=True):
 
     `refine` false computes every tile densely, also where the bundle has a coarse graph to look with first. `precision`
     and `on_gpu_failure` are TensorRT's: where the GPU cannot be used, "cpu" goes on with OpenVINO, says so and counts
-    it, "refuse" does not start.
+    it, "refuse" does not start. So is `maps`: with "flawed", of frames without a cell above the pixel threshold only
+    score and mask come back from the GPU.
     """
 
     backend: Literal["openvino", "onnxruntime", "tensorrt", "fake"] = "openvino"
     device: _Text = "cpu"
     precision: Literal["fp32", "fp16", "bf16", "int8", "fp8"] = "fp16"
     on_gpu_failure: Literal["cpu", "refuse"] = "refuse"
+    maps: Literal["all", "flawed"] = "all"
     streams: Annotated[int, Meta(ge=1, le=64)] = 2
     refine: bool = True
 
@@ -66,21 +69,31 @@ class CameraConfig(_Section, frozen=True):
 
 
 class MetricsConfig(_Section, frozen=True):
-    """[metrics]: where Prometheus finds the daemon; port 0 lets the system choose."""
+    """[metrics]: where Prometheus finds the daemon; port 0 lets the system choose.
+
+    `certificate` and `private_key` are PEM files, and the page is then given out by TLS only; `login` is a file from
+    `kizu keys metrics NAME`, or `credential:NAME`, and the page is then for that name and its password only.
+    """
 
     host: _Text = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535)] = 9464
+    certificate: _Text | None = None
+    private_key: _Text | None = None
+    login: _Text | None = None
 
 
 class LogConfig(_Section, frozen=True):
     """[log]: the event log's SQLite file, and how much of it is kept: None without a limit of that kind.
 
+    What a registered subscriber has not got yet is kept beyond the limits while it was heard of within
+    `keep_for_subscribers_days`; None keeps nothing for anybody.
     `rejects_bytes` and `rejects_count` bound the frames of rejected parts that are kept beside it; 0 keeps none.
     """
 
     path: _Text
     retain_bytes: Annotated[int, Meta(ge=1024 * 1024)] | None = None
     retain_days: Annotated[float, Meta(gt=0, le=36_500)] | None = None
+    keep_for_subscribers_days: Annotated[float, Meta(gt=0, le=36_500)] | None = None
     rejects_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
     rejects_count: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
 
@@ -188,6 +201,7 @@ def load_config(path: Path | str) -> EdgeConfig:
         raise _explained(error, path, text) from None
     _require_distinct_cameras(config, path, text)
     _require_whole_security(config.security, path, text)
+    _require_whole_metrics(config.metrics, path, text)
     _require_whole_challenge(config, path, text)
     folder = path.absolute().parent
     return msgspec.structs.replace(
@@ -195,6 +209,12 @@ def load_config(path: Path | str) -> EdgeConfig:
         bundle=str(folder / config.bundle),
         log=msgspec.structs.replace(config.log, path=str(folder / config.log.path)),
         security=_with_absolute_paths(config.security, folder),
+        metrics=msgspec.structs.replace(
+            config.metrics,
+            certificate=_absolute(config.metrics.certificate, folder),
+            private_key=_absolute(config.metrics.private_key, folder),
+            login=_absolute(config.metrics.login, folder),
+        ),
         challenge=_challenge_with_absolute_path(config.challenge, folder),
         cameras=tuple(_camera_with_absolute_paths(camera, folder) for camera in config.cameras),
     )
@@ -263,6 +283,18 @@ def _require_whole_security(security: SecurityConfig, path: Path, text: str) -> 
         )
 
 
+def _require_whole_metrics(metrics: MetricsConfig, path: Path, text: str) -> None:
+    where = f"{path}:{line_of(text, ['metrics'])}"
+    if (metrics.certificate is None) != (metrics.private_key is None):
+        given, other = ("private_key", "certificate") if metrics.certificate is None else ("certificate", "private_key")
+        raise ConfigError(f"{where}: metrics.{given} is given without metrics.{other}; TLS needs both PEM files")
+    if metrics.login is not None and metrics.certificate is None and metrics.host not in LOOPBACK:
+        raise ConfigError(
+            f"{where}: metrics.login on host {metrics.host} without metrics.certificate: the password would travel "
+            "unencrypted; give certificate and private_key as well, or stay on 127.0.0.1"
+        )
+
+
 def _require_whole_challenge(config: EdgeConfig, path: Path, text: str) -> None:
     where = f"{path}:{line_of(text, ['challenge'])}"
     if config.challenge.dir is None and config.challenge != ChallengeConfig():
@@ -285,14 +317,15 @@ def _camera_with_absolute_paths(camera: CameraConfig, folder: Path) -> CameraCon
     return msgspec.structs.replace(camera, **changes)
 
 
-def _with_absolute_paths(security: SecurityConfig, folder: Path) -> SecurityConfig:
-    def absolute(value: str | None) -> str | None:
-        return value if value is None or value.startswith("credential:") else str(folder / value)
+def _absolute(value: str | None, folder: Path) -> str | None:
+    return value if value is None or value.startswith("credential:") else str(folder / value)
 
+
+def _with_absolute_paths(security: SecurityConfig, folder: Path) -> SecurityConfig:
     return SecurityConfig(
-        secret_key=absolute(security.secret_key),
-        peers=absolute(security.peers),
-        signers=absolute(security.signers),
+        secret_key=_absolute(security.secret_key, folder),
+        peers=_absolute(security.peers, folder),
+        signers=_absolute(security.signers, folder),
         require_signature=security.require_signature,
     )
 

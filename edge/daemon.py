@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import structlog
@@ -25,18 +25,21 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 from edge.admission import AllowList
 from edge.bundle import GoldenCheck, InputSpec, ModelBundle, check_golden, open_bundle
 from edge.camera import open_camera
+from edge.cameras import calibration_of_line, segments_of_line, uncertified, zones_of_line
 from edge.challenge import KIND, Sample, find_samples, probe_name, take_apart
 from edge.challenge_duty import duty_of
 from edge.clock import SystemClock
 from edge.compile import LOOSE
-from edge.config import CameraConfig, EdgeConfig, load_config
+from edge.config import LOOPBACK, CameraConfig, EdgeConfig, load_config
 from edge.docket import terms_of
 from edge.doorkeeper import Doorkeeper
 from edge.errors import BundleError, ChallengeError, ConfigError, KizuError
+from edge.gpu_metrics import find_gpus
 from edge.health import Notifier, State, state_of
 from edge.inference import Stages
 from edge.keys import ServerKeys, load_server
-from edge.metrics import Metrics, MetricsServer
+from edge.metrics import Metrics
+from edge.metrics_server import load_access, open_server
 from edge.opening import EngineOpener
 from edge.payloads import FrameLimits
 from edge.pipeline import Pipeline
@@ -51,7 +54,7 @@ from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
 from edge.stages.tile import Tiling, tiling_of
 from edge.stages.watch import WatchSettings
-from edge.swap import Model, SwapDesk
+from edge.swap import Model, Pace, SwapDesk
 from edge.types import Verdict
 from edge.warrant import Void, Warrant
 
@@ -60,6 +63,7 @@ _TICK_S: Final = 0.2
 _NOT_YET_S: Final = 60.0
 
 Warn = Callable[[str, Mapping[str, object]], None]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,13 @@ class Ready:
     fallback: str | None
     golden_share_of_tolerance: float | None
     startup_s: float
+
+
+@dataclass(slots=True)
+class _Running:
+    """Whose engine judges at present: the first bundle's, then that of the last swap."""
+
+    opener: EngineOpener
 
 
 @dataclass(slots=True)
@@ -107,6 +118,8 @@ def check(config: EdgeConfig, where: Path) -> dict[str, str | int | float | bool
     check_addresses(config, where)
     open_keys(config, where)
     check_peers(config, where)
+    with _named(where, "metrics"):
+        load_access(config.metrics)
     bundle = _open_bundle(config, where)
     make_stages(config, bundle, where)
     find_challenge(config, where)
@@ -161,9 +174,13 @@ def serve(
         registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
-        metrics = Metrics(registry, names, clock)
+        deadlines_s = {camera.name: camera.deadline_ms / 1e3 for camera in config.cameras if camera.deadline_ms}
+        metrics = Metrics(registry, names, clock, deadlines_s)
+        metrics.set_build(config.line)
+        if gpus := find_gpus():
+            registry.register(gpus)
         with _named(where, "metrics"):
-            server = opened.enter_context(MetricsServer(registry, config.metrics.host, config.metrics.port))
+            server = opened.enter_context(open_server(config.metrics, registry, metrics.refuse_scrape))
         bundle = _open_bundle(config, where)
         opener = _opener(config, bundle, metrics, warn)
         stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
@@ -178,16 +195,23 @@ def serve(
 
         # Twice what can be in flight: frames of a camera's earlier epoch may still be there.
         capacity = config.window * len(names)
+        log_capacity = max(1024, 2 * capacity)
+        metrics.set_capacity("log", log_capacity)
         with _named(where, "log.path"):
-            days = config.log.retain_days
+            days, keep_days = config.log.retain_days, config.log.keep_for_subscribers_days
             event_log = EventLog(
                 Path(config.log.path),
                 clock,
-                capacity=max(1024, 2 * capacity),
+                capacity=log_capacity,
                 on_failure=log_failed,
                 on_group=metrics.observe_group,
-                retention=Retention(config.log.retain_bytes, None if days is None else days * 86400),
+                retention=Retention(
+                    config.log.retain_bytes,
+                    None if days is None else days * 86400,
+                    None if keep_days is None else keep_days * 86400,
+                ),
             )
+        event_log.on_passed = _passer(metrics, warn)
         opened.callback(event_log.close)
         keys = open_keys(config, where)
         context = new_context()
@@ -214,6 +238,7 @@ def serve(
                 on_bound=lambda made: door.watch(made, "events"),
             )
         opened.callback(publisher.close)
+        door.when_removed("subscribe", publisher.renew)
         replay: ReplayServer | None = None
         if config.replay_address is not None:
             with _named(where, "replay_address"):
@@ -226,8 +251,11 @@ def serve(
                     context=context,
                     keys=keys,
                     on_bound=lambda made: door.watch(made, "replay"),
+                    stands=lambda owner: door.stands(owner, "replay"),
                 )
             opened.callback(replay.close)
+
+        running = _Running(opener)
 
         def sample_log() -> None:
             metrics.set_depth("log", event_log.waiting)
@@ -235,8 +263,10 @@ def serve(
             metrics.log_bytes.set(event_log.size_bytes)
             metrics.log_removed_through.set(event_log.removed_through)
             metrics.set_lags(event_log.head, event_log.cursors())
-            metrics.replayed.set(0 if replay is None else replay.served)
-            metrics.rejects_dropped.set(0 if rejects is None else rejects.dropped)
+            metrics.set_replayed(0 if replay is None else replay.served)
+            metrics.set_rejects_dropped(0 if rejects is None else rejects.dropped)
+            metrics.set_substitute(running.opener.fallback is not None)
+            metrics.set_log_disk(config.log.path)
 
         with warming_masks():
             engine = opener.open()
@@ -244,13 +274,13 @@ def serve(
             golden = check_engine(config, bundle, engine)
             engine.warmup()
         metrics.set_engine(engine.spec.name, engine.spec.version, engine.spec.device)
-
-        def open_again() -> Engine:
-            fresh = _open_checked(config, bundle, opener)
-            metrics.set_engine(fresh.spec.name, fresh.spec.version, fresh.spec.device)
-            return fresh
-
         metrics.set_model(bundle.model_id, bundle.manifest, stages.decide.calibration.certified)
+
+        def linked(camera: str, connected: bool) -> None:
+            metrics.set_connected(camera, connected)
+            tell = log.info if connected else log.warning
+            tell("camera connected" if connected else "camera lost", camera=camera)
+
         with _named(where, "frames_address"):
             source = ZeroMqSource(
                 config.frames_address,
@@ -261,6 +291,8 @@ def serve(
                 acked_through=event_log.acked_through,
                 on_refused=metrics.refuse,
                 on_duplicate=metrics.duplicate,
+                on_link=linked,
+                on_reconnect=metrics.reconnect,
                 limits=FrameLimits(
                     max_pixels=config.limits.max_pixels, max_payload_bytes=config.limits.max_payload_bytes
                 ),
@@ -268,11 +300,12 @@ def serve(
                 context=context,
                 keys=keys,
                 on_bound=lambda made: door.watch(made, "frames"),
+                stands=lambda owner: door.stands(owner, "camera"),
             )
         pipeline = Pipeline(
             source=source,
             engine=engine,
-            open_engine=open_again,
+            open_engine=lambda: _open_told(config, bundle, opener, metrics, running),
             stages=stages,
             log=event_log,
             publisher=publisher,
@@ -291,7 +324,10 @@ def serve(
         pipeline.start(reading=challenge is None or not config.challenge.required)
 
         def promoted(model: Model) -> None:
+            running.opener = model.opener
             metrics.set_model(model.model_id, model.manifest, model.certified)
+            spec = model.engine.spec
+            metrics.set_engine(spec.name, spec.version, spec.device)
             if challenge is not None:
                 challenge.ask()
 
@@ -300,7 +336,7 @@ def serve(
                 config.control_address or default_control_address(config),
                 pipeline=pipeline,
                 load=lambda path: _load_model(
-                    msgspec.structs.replace(config, bundle=path), where, metrics, clock, warn
+                    msgspec.structs.replace(config, bundle=path), where, metrics, clock, warn, running
                 ),
                 configured=lambda: load_config(where).bundle,
                 promoted=promoted,
@@ -317,7 +353,7 @@ def serve(
             frames_address=source.address,
             events_address=publisher.address,
             replay_address=None if replay is None else replay.address,
-            metrics_url=f"http://{config.metrics.host}:{server.port}/metrics",
+            metrics_url=f"{'http' if config.metrics.certificate is None else 'https'}://{config.metrics.host}:{server.port}/metrics",
             model_id=bundle.model_id,
             certified=stages.decide.calibration.certified,
             backend=f"{engine.spec.name} {engine.spec.version}",
@@ -335,7 +371,7 @@ def serve(
             if challenge is not None:
                 challenge.start()
             gate = _Gate(announce, lambda: challenge is None or challenge.is_clear)
-            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, sample_log, opener, gate)
+            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, sample_log, running, gate)
         finally:
             notifier.stopping()
             metrics.set_state("stopping")
@@ -357,22 +393,22 @@ def _watch(
     clock: Clock,
     log: Any,
     sample_log: Callable[[], None],
-    opener: EngineOpener,
+    running: _Running,
     gate: _Gate,
 ) -> None:
     """The main thread's loop: heads, queue depths, state and watchdog, a few times per second."""
     state: State | None = None
     told_ns = asked_ns = 0
     while gate.look() and not stop.event.wait(_TICK_S) and not pipeline.ended:
-        publisher.tick()
+        publisher.tick("" if state is None else state.value, running.opener.fallback or "")
         pipeline.sample_queues()
         sample_log()
-        now_ns = clock.monotonic_ns()
-        new = state_of(replace(pipeline.progress(), engine_fallback=opener.fallback is not None), now_ns)
+        now_ns, fallback = clock.monotonic_ns(), running.opener.fallback
+        new = state_of(replace(pipeline.progress(), engine_fallback=fallback is not None), now_ns)
         if new is not state:
             log.info("state", state=new.value, before=None if state is None else state.value)
             metrics.set_state(new.value)
-            notifier.status(new.value if opener.fallback is None else f"{new.value}: no GPU ({opener.fallback})")
+            notifier.status(new.value if fallback is None else f"{new.value}: no GPU ({fallback})")
             state = new
         if not gate.told and now_ns - asked_ns >= _NOT_YET_S / 2 * 1e9:
             notifier.not_yet(_NOT_YET_S)
@@ -434,6 +470,19 @@ def _warner(log: Any) -> Warn:
     return lambda text, fields: log.warning(text, **fields)
 
 
+def _passer(metrics: Metrics, warn: Warn) -> Callable[[str, int], None]:
+    """Counts what retention took from a subscriber, and says it once for each, until the daemon is restarted."""
+    told: set[str] = set()
+
+    def passed(name: str, events: int) -> None:
+        metrics.passed(name, events)
+        if name not in told:
+            told.add(name)
+            warn("retention passed a subscriber: it will get a gap", {"subscriber": name, "events": events})
+
+    return passed
+
+
 def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:
     """The stages of a line as its configuration and its bundle say.
 
@@ -454,11 +503,15 @@ def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:
     if calibration.engine.split(" ")[0] != config.engine.backend:
         # A threshold is certified through the engine that gave the scores; nobody vouches for another's.
         calibration = msgspec.structs.replace(calibration, certified=False)
+    calibration = calibration_of_line(config, calibration)
     measures = {camera.name: _measure(camera, where) for camera in config.cameras}
     preprocess = {camera.name: _preprocess(camera, manifest.input, measures[camera.name]) for camera in config.cameras}
-    if config.challenge.dir is not None:  # samples take the way of their camera's frames, under another name
-        measures |= {probe_name(name): measure for name, measure in measures.items()}
-        preprocess |= {probe_name(name): stage for name, stage in preprocess.items()}
+    zones, segments = zones_of_line(config, calibration, manifest.map), segments_of_line(config, calibration)
+    if config.challenge.dir is not None:
+        # Samples take the way of their camera's frames, and are judged by its row, under another name.
+        calibration = msgspec.structs.replace(calibration, cameras=_with_probes(calibration.cameras))
+        measures, preprocess = _with_probes(measures), _with_probes(preprocess)
+        zones, segments = _with_probes(zones), _with_probes(segments)
     return Stages(
         line=config.line,
         input=manifest.input,
@@ -467,8 +520,14 @@ def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:
         segment=Segment(calibration.pixel_threshold, max(1, config.segment.min_area_px or calibration.min_area_px)),
         decide=Decide(calibration, bundle.model_id),
         tiling=_tiling(config, bundle, where),
+        zones=zones,
+        segments=segments,
         measures=measures,
     )
+
+
+def _with_probes(by_camera: dict[str, _T]) -> dict[str, _T]:
+    return by_camera | {probe_name(name): value for name, value in by_camera.items()}
 
 
 def _preprocess(camera: CameraConfig, spec: InputSpec, measure: Measure) -> Preprocess:
@@ -615,17 +674,23 @@ def _watched(
         return dataclasses.replace(stages, stamp=lambda verdict: verdict if opener.fallback is None else _bare(verdict))
 
     def on_void(void: Void) -> None:
-        metrics.certificate_valid.set(0)
+        metrics.void_certificate(void.model_id)
         warn(
             "certificate void: live parts are no longer like those it stands on; calibrate again",
             msgspec.structs.asdict(void),
         )
 
+    def on_unnamed(camera: str) -> None:
+        warn("frames without part_id: the certificate is by part, so they are not watched", {"camera": camera})
+
     cameras = [camera.name for camera in config.cameras]
     settings = WatchSettings(config.watch.parts_between_false_alarms, config.watch.reject_share)
     path = Path(f"{config.log.path}.void.json")
-    warrant = Warrant(path, decide.calibration, decide.model_id, cameras, settings, clock, on_void=on_void)
+    warrant = Warrant(
+        path, decide.calibration, decide.model_id, cameras, settings, clock, on_void=on_void, on_unnamed=on_unnamed
+    )
     if warrant.void is not None:
+        metrics.void_certificate(decide.model_id)
         warn("certificate void since an earlier run; calibrate again", msgspec.structs.asdict(warrant.void))
         decide = dataclasses.replace(decide, calibration=msgspec.structs.replace(decide.calibration, certified=False))
 
@@ -654,13 +719,17 @@ def find_challenge(config: EdgeConfig, where: Path) -> tuple[Sample, ...]:
         return find_samples(Path(config.challenge.dir), [camera.name for camera in config.cameras])
 
 
-def _load_model(config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock, warn: Warn) -> Model:
+def _load_model(
+    config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock, warn: Warn, running: _Running
+) -> Model:
     """A bundle verified, checked and warmed beside the one that runs.
 
     Raises:
         ConfigError, BundleError, EngineError, ParityError: it cannot run here, and why.
     """
+    rest = Pace()
     bundle = _open_bundle(config, where)
+    rest()
     opener = _opener(config, bundle, metrics, warn)
     stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
     samples = find_challenge(config, where)
@@ -668,14 +737,15 @@ def _load_model(config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock,
         tried = take_apart(samples, _open_checked(config, bundle, opener), stages, clock, config.batching.max_batch)
         if not tried.passed:
             raise ChallengeError(f"bundle {config.bundle}: the line's challenge {tried.detail}")
-    engine = _open_checked(config, bundle, opener)
+    engine = _open_checked(config, bundle, opener, rest)
     return Model(
         bundle.model_id,
         bundle.manifest,
         stages.decide.calibration.certified,
         engine,
-        lambda: _open_checked(config, bundle, opener),
+        lambda: _open_told(config, bundle, opener, metrics, running),
         stages,
+        opener,
     )
 
 
@@ -687,18 +757,33 @@ def _opener(config: EdgeConfig, bundle: ModelBundle, metrics: Metrics, warn: War
     return EngineOpener(config, bundle, on_tiles=metrics.count_tiles, on_fallback=fell_back)
 
 
-def _open_checked(config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener) -> Engine:
+def _open_told(
+    config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener, metrics: Metrics, running: _Running
+) -> Engine:
+    """`_open_checked`, and the metrics say what runs if it is the one that judges, not a shadow."""
+    fresh = _open_checked(config, bundle, opener)
+    if running.opener is opener:
+        metrics.set_engine(fresh.spec.name, fresh.spec.version, fresh.spec.device)
+    return fresh
+
+
+def _open_checked(
+    config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener, rest: Callable[[], None] = lambda: None
+) -> Engine:
     """An engine that answers the golden frames as it should (it may be the CPU's now), and is warm."""
     with ExitStack() as refused:
         engine = refused.enter_context(opener.open())
-        check_engine(config, bundle, engine)
+        check_engine(config, bundle, engine, rest)
         engine.warmup()
+        rest()
         refused.pop_all()
     return engine
 
 
-def check_engine(config: EdgeConfig, bundle: ModelBundle, engine: Engine) -> GoldenCheck | None:
-    """Run the golden frames on this device; None with the fake engine, which does not run the model.
+def check_engine(
+    config: EdgeConfig, bundle: ModelBundle, engine: Engine, rest: Callable[[], None] = lambda: None
+) -> GoldenCheck | None:
+    """Run the golden frames on this device, with a `rest` before each; None with the fake engine, which runs no model.
 
     Raises:
         ParityError: beyond the bundle's tolerance.
@@ -706,7 +791,7 @@ def check_engine(config: EdgeConfig, bundle: ModelBundle, engine: Engine) -> Gol
     if config.engine.backend == "fake":
         return None
     loose = LOOSE[config.engine.precision] if engine.spec.name == "tensorrt" else 0.0
-    return check_golden(bundle, engine, require=True, loose=loose)
+    return check_golden(bundle, engine, require=True, loose=loose, before_each=rest)
 
 
 def _warn_of_bundle(config: EdgeConfig, bundle: ModelBundle, warn: Warn) -> None:
@@ -717,8 +802,15 @@ def _warn_of_bundle(config: EdgeConfig, bundle: ModelBundle, warn: Warn) -> None
             "the threshold is provisional and certifies nothing; see `kizu calibrate`",
             {"bundle": config.bundle, "threshold": bundle.calibration.threshold},
         )
+    for camera, why in uncertified(config, bundle.calibration).items():
+        warn("this camera's verdicts are not certified", {"camera": camera, "why": why})
     if config.plain_off_host and config.security.secret_key is None:
         warn("plain_off_host: frames and events may leave this host unencrypted", {})
+    if config.metrics.host not in LOOPBACK and (config.metrics.certificate is None or config.metrics.login is None):
+        warn(
+            "metrics leave this host without TLS, or without a login; anybody there may read them",
+            {"metrics.host": config.metrics.host},
+        )
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 Owns answering libzmq's question about every key (ZAP, https://rfc.zeromq.org/spec/27/) and reading what the sockets'
 monitors tell of handshakes that failed before any key was known. Who may do what is `admission`'s list. It is read
 again whenever its file changes, so a camera is admitted or a key replaced without stopping the line; a list that became
-unreadable admits nobody new. Connections that stand are not cut: a key that was taken off the list is refused at its
-next handshake.
+unreadable admits nobody new. A key that was taken off the list is refused at its next handshake, and what it sends on a
+connection that stands at its next message (`stands`); who only listens is cut (`when_removed`).
 
 pyzmq's own authenticator is not used: its `configure_curve(domain="*")` covers only an empty domain, and it gives every
 admitted peer every domain's rights.
@@ -12,6 +12,7 @@ admitted peer every domain's rights.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import threading
@@ -27,7 +28,7 @@ from zmq.utils import z85
 from edge import sockets
 from edge.admission import AllowList, Denied, Peer
 from edge.errors import ConfigError
-from edge.sockets import Context, Socket
+from edge.sockets import Context, Owner, Socket
 
 REASONS: Final = ("key_unknown", "not_allowed", "no_key", "wrong_key", "list_unreadable", "malformed", "abandoned")
 """Why a connection did not come about, the labels of `kizu_connections_refused_total`.
@@ -92,6 +93,8 @@ class Doorkeeper:
         self._told: OrderedDict[str, None] = OrderedDict()
         self._seen = _version(peers)
         self._list: AllowList | None = AllowList.load(peers) if peers is not None else AllowList({})
+        self._last_good = self._list
+        self._removals: list[tuple[str, Callable[[], None]]] = []
         self._questions = sockets.zap(context)
         self._sleeper, self._waker = sockets.wake_pair(context)
         self._doors: dict[Socket, str] = {}
@@ -104,6 +107,19 @@ class Doorkeeper:
     def names(self, right: str) -> frozenset[str]:
         """Who may do `right` at present."""
         return frozenset() if self._list is None else self._list.names(right)
+
+    def stands(self, owner: Owner, right: str) -> bool:
+        """Whether a connection that was admitted still would be; from any thread, cheap enough for every message.
+
+        While the list cannot be read, whoever was on the last one stays.
+        """
+        found = self._last_good.ask(owner.key, right)
+        return isinstance(found, Peer) and found.name == owner.name
+
+    def when_removed(self, right: str, cut: Callable[[], None]) -> None:
+        """Call `cut`, in the doorkeeper's thread, whenever a key lost `right`; for sockets whose peers only listen."""
+        with self._lock:
+            self._removals.append((right, cut))
 
     def watch(self, made: Socket, name: str) -> None:
         """Count failed handshakes at a bound socket; call it in the socket's own thread, before peers can come."""
@@ -128,10 +144,8 @@ class Doorkeeper:
         self.close()
 
     def _wake(self) -> None:
-        try:
+        with self._lock, contextlib.suppress(zmq.Again):  # it is being woken already
             self._waker.send(b"", zmq.NOBLOCK)
-        except zmq.Again:
-            return  # it is being woken already
 
     # --- the thread ---------------------------------------------------------------------------------------------------
 
@@ -149,6 +163,7 @@ class Doorkeeper:
                     poller.unregister(ready)
                     del self._doors[ready]
                     ready.close(linger=0)
+            self._refresh()
             with self._lock:
                 new, self._new = self._new, []
             for door, name in new:
@@ -161,7 +176,8 @@ class Doorkeeper:
         request = parts[1] if len(parts) > 1 else b""
         found = self._judge(parts)
         if isinstance(found, Peer):
-            self._questions.send_multipart([b"1.0", request, b"200", b"OK", found.name.encode(), b""])
+            key = _property(sockets.KEY_PROPERTY, found.public_key)
+            self._questions.send_multipart([b"1.0", request, b"200", b"OK", found.name.encode(), key])
             return
         # 300, "temporary", ends the connection without a word, and the peer tries again. After 400 libzmq's clients
         # never do, so that a key added to the list would help only whoever is started afterwards.
@@ -172,24 +188,33 @@ class Doorkeeper:
         if len(parts) != _CURVE_PARTS or parts[0] != b"1.0" or parts[5] != b"CURVE" or len(parts[6]) != 32:
             mechanism = parts[5][:20] if len(parts) > 5 else b""
             return _Unanswerable("malformed", f"question of {len(parts)} parts, mechanism {mechanism!r}")
-        allowed = self._current()
+        self._refresh()
+        allowed = self._list
         if allowed is None:
             return _Unanswerable("list_unreadable", f"list of peers {self._path} cannot be read")
         domain, address = parts[2].decode("ascii", "replace"), parts[3].decode("ascii", "replace")
         found = allowed.ask(z85.encode(parts[6]).decode(), domain)
         return Denied(found.reason, f"{address} at {domain}: {found.detail}") if isinstance(found, Denied) else found
 
-    def _current(self) -> AllowList | None:
-        """The list as its file is now; None while that cannot be read."""
+    def _refresh(self) -> None:
+        """Read the list again if its file changed; there is none while that cannot be read."""
         version = _version(self._path)
-        if self._path is not None and version != self._seen:
-            self._seen = version
-            try:
-                self._list = AllowList.load(self._path)
-            except ConfigError as error:
-                self._list = None
-                self._tell("list of peers refused: nobody new is admitted", {"error": str(error)})
-        return self._list
+        if self._path is None or version == self._seen:
+            return
+        self._seen = version
+        try:
+            self._list = AllowList.load(self._path)
+        except ConfigError as error:
+            self._list = None
+            self._tell("list of peers refused: nobody new is admitted", {"error": str(error)})
+            return
+        before, self._last_good = self._last_good, self._list
+        with self._lock:
+            removals = list(self._removals)
+        for right, cut in removals:
+            if gone := before.keys(right) - self._list.keys(right):
+                self._tell("keys taken off the list: their connections are cut", {"right": right, "keys": len(gone)})
+                cut()
 
     def _hear(self, door: Socket) -> bool:
         """One event of a monitor; False once its socket is closed."""
@@ -214,6 +239,11 @@ class Doorkeeper:
             if len(self._told) > _MAX_TOLD:
                 self._told.popitem(last=False)
             self._tell("connection refused", {"reason": reason, "detail": detail})
+
+
+def _property(name: str, value: str) -> bytes:
+    """One property of a connection as ZMTP writes it: https://rfc.zeromq.org/spec/23/"""
+    return bytes([len(name)]) + name.encode() + len(value).to_bytes(4) + value.encode()
 
 
 class _Unanswerable:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.bundle import InputSpec, MapGeometry
-from edge.errors import EngineError, ImageRefused, KizuError
+from edge.errors import BundleError, EngineError, ImageRefused, KizuError
 from edge.metrics import Metrics
 from edge.protocols import Clock, Engine, Ticket
 from edge.stages.decide import Decide
@@ -25,6 +25,7 @@ from edge.stages.measure import Measure
 from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
 from edge.stages.tile import Stitch, TileInput, Tiling
+from edge.stages.zones import Zones
 from edge.types import Frame, ModelInput, Reason, Unreadable, Verdict
 
 FrameKey = tuple[str, int, int]
@@ -46,8 +47,9 @@ _LOST: Final = "the engine failed and could not be opened again yet; the daemon'
 class Stages:
     """What is done to a frame: preprocessing by camera, geometry, segmentation, decision, and the line's name.
 
-    `tiling` is `tile.tiling_of` the bundle: None if and only if its frames are resized. `measures` are scale and rules
-    by camera. `stamp` sees each verdict before it is logged, in the verdict thread, and may take its certificate away.
+    `tiling` is `tile.tiling_of` the bundle: None if and only if its frames are resized. `zones` and `segments` are
+    those of cameras that have their own, `measures` scale and rules by camera. `stamp` sees each verdict before it is
+    logged, in the verdict thread, and may take its certificate away.
     """
 
     line: str
@@ -57,6 +59,8 @@ class Stages:
     segment: Segment
     decide: Decide
     tiling: Tiling | None = None
+    zones: Mapping[str, Zones] = field(default_factory=dict)
+    segments: Mapping[str, Segment] = field(default_factory=dict)
     stamp: Callable[[Verdict], Verdict] = lambda verdict: verdict
     measures: Mapping[str, Measure] = field(default_factory=dict)
 
@@ -102,10 +106,20 @@ def judged(
         anomaly_map = to_map(model_input, scores, score, geometry)
     except EngineError as error:
         return stages.decide.inconclusive(frame, Reason.ENGINE, str(error)[:MAX_DETAIL])
+    camera = frame.id.camera
+    if camera in stages.zones:
+        try:
+            anomaly_map = stages.zones[camera](anomaly_map, (frame.image.shape[0], frame.image.shape[1]))
+        except (
+            BundleError,
+            ImageRefused,
+        ) as error:  # zones drawn for another picture: nothing of this one was inspected
+            return stages.decide.inconclusive(frame, Reason.SHAPE, str(error)[:MAX_DETAIL])
     height, width = frame.image.shape[:2]
-    measure = stages.measures.get(frame.id.camera, _AS_IT_IS)
-    regions = measure.segment(stages.segment)(anomaly_map, (height, width))
-    return measure(stages.decide.verdict(frame, anomaly_map, regions), stages.segment.min_area_px)
+    segment = stages.segments.get(camera, stages.segment)
+    measure = stages.measures.get(camera, _AS_IT_IS)
+    regions = measure.segment(segment)(anomaly_map, (height, width))
+    return measure(stages.decide.verdict(frame, anomaly_map, regions), segment.min_area_px)
 
 
 @dataclass(slots=True, eq=False)

@@ -130,7 +130,8 @@ class Pipeline:
                 *((("deadlines", self._run_deadlines),) if self._docket.has_deadlines else ()),
             )
         }
-        metrics.queue_capacity.set(capacity)
+        for queue in ("inference", "verdict"):
+            metrics.set_capacity(queue, capacity)
 
     @property
     def failure(self) -> str | None:
@@ -380,9 +381,8 @@ class Pipeline:
             self._metrics.duplicate(logged.camera)
         now_ns = self._clock.monotonic_ns()
         self._metrics.observe("commit", now_ns - decided_ns)
-        self._metrics.observe("total", now_ns - received_ns)
         was_full = self._account.in_flight >= self._capacity
-        self._account.judge(logged)
+        self._metrics.judge(logged, now_ns - received_ns)
         self._source.acknowledge(((logged.camera, logged.camera_epoch, logged.frame_sequence),))
         if was_full:
             with self._room:

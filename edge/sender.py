@@ -29,6 +29,8 @@ from edge.wire import CreditState, FrameHeader, Refusal
 
 # Below 2**53, so that a subscriber in JavaScript reads it exactly.
 _EPOCH_BITS: Final = 53
+# A HELLO that was not answered may have gone into a connection that was dead already.
+_HELLO_AGAIN_S: Final = 0.5
 # One poll never lasts longer, so that silence is noticed while waiting.
 _POLL_S: Final = 0.1
 
@@ -118,6 +120,11 @@ class CameraSender:
     def admitted(self) -> bool:
         """Whether the daemon lets this camera send another frame at once."""
         return self._next <= self._limit() and len(self._kept) < self._window
+
+    @property
+    def in_touch(self) -> bool:
+        """Whether the daemon has admitted this camera and was heard of within `resend_after_s`."""
+        return self._granted > 0
 
     @property
     def left(self) -> int:
@@ -342,7 +349,7 @@ class CameraSender:
 
     def _depart(self) -> None:
         """Send what may leave; after too long a silence, start over first."""
-        if self._clock.monotonic_ns() - self._heard_ns >= self._resend_after_ns:
+        if self._clock.monotonic_ns() - self._heard_ns >= self._patience_ns():
             self._start_over()
         try:
             if self._hello_due:
@@ -357,6 +364,9 @@ class CameraSender:
                     self._count(frame)
         except zmq.Again:
             return  # no connection, or it is full; the next pump tries again
+
+    def _patience_ns(self) -> int:
+        return self._resend_after_ns if self.in_touch else min(self._resend_after_ns, round(_HELLO_AGAIN_S * 1e9))
 
     def _hello(self) -> list[Buffer]:
         return wire.pack_hello(self._camera, self._epoch, None if self._ring is None else self._ring.note)

@@ -26,6 +26,7 @@ from edge import sockets
 from edge.bundle import Manifest
 from edge.errors import CommandError, KizuError
 from edge.inference import Stages
+from edge.opening import EngineOpener
 from edge.pipeline import Pipeline, ignore
 from edge.protocols import Clock, Engine
 from edge.shadow import Agreement, Shadow
@@ -63,7 +64,7 @@ class SwapReport(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """A bundle ready to judge: verified against its golden frames on this device, its `engine` warm."""
+    """A bundle ready to judge: verified against its golden frames on this device, its `engine`, of `opener`, warm."""
 
     model_id: str
     manifest: Manifest
@@ -71,6 +72,33 @@ class Model:
     engine: Engine
     open_engine: Callable[[], Engine]
     stages: Stages
+    opener: EngineOpener
+
+
+class Pace:
+    """Rests between the steps of a swap, so that the running line keeps its cores: `share` of the time is work.
+
+    Called between steps, it rests in proportion to the last one, `longest_s` at most. A candidate's frame takes as much
+    as one of the line's; several at once would make each frame in flight wait for all of them.
+    """
+
+    def __init__(
+        self,
+        share: float = 0.15,
+        longest_s: float = 3.0,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._rest_of_work, self._longest_s = (1 - share) / share, longest_s
+        self._monotonic, self._sleep = monotonic, sleep
+        self._since_s = monotonic()
+
+    def __call__(self) -> None:
+        """Rest for what was done since the last rest."""
+        worked_s = self._monotonic() - self._since_s
+        self._sleep(min(self._longest_s, worked_s * self._rest_of_work))
+        self._since_s = self._monotonic()
 
 
 class SwapDesk:

@@ -57,6 +57,7 @@ class Refusal(StrEnum):
     CAMERA_NAME = "camera_name"
     CAMERA_UNKNOWN = "camera_unknown"
     NAME_NOT_OF_KEY = "name_not_of_key"
+    KEY_REMOVED = "key_removed"
     NO_HELLO = "no_hello"
     SUPERSEDED = "superseded"
     OVER_WINDOW = "over_window"
@@ -117,13 +118,19 @@ class CreditState(msgspec.Struct, frozen=True, tag_field="type", tag="credit"):
     window: Annotated[int, Meta(ge=0, le=65536)]
 
 
-class Head(msgspec.Struct, frozen=True):
-    """The newest published event of a line, told every second so that a lost last event is noticed."""
+class Head(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The newest published event of a line, told every second so that a lost last event is noticed.
+
+    `state` is the daemon's (ready, degraded, stalled; empty where it does not say), `fallback` why the CPU stands in
+    for the GPU, empty while it does not.
+    """
 
     version: int
     line: str
     log_epoch: int
     log_sequence: int
+    state: str = ""
+    fallback: str = ""
 
 
 class ReplayRequest(msgspec.Struct, frozen=True, tag_field="type", tag="replay"):
@@ -173,7 +180,10 @@ class ReplayHeader(msgspec.Struct, frozen=True, tag_field="type", tag="events"):
 
 
 class CursorState(msgspec.Struct, frozen=True, tag_field="type", tag="cursor_at"):
-    """Where the registered subscriber stands in the log, durably; `head` is the log's newest sequence."""
+    """Where the registered subscriber stands in the log, durably; `head` is the log's newest sequence.
+
+    `passed` events behind that place were removed by retention before it had them; replay gives them as a gap.
+    """
 
     version: int
     token: int
@@ -181,6 +191,7 @@ class CursorState(msgspec.Struct, frozen=True, tag_field="type", tag="cursor_at"
     log_epoch: int
     log_sequence: int
     head: int
+    passed: int = 0
 
 
 class Refused(msgspec.Struct, frozen=True, tag_field="type", tag="refused"):

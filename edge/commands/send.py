@@ -140,6 +140,7 @@ class _Job:
     skipped: int = 0
     due_ns: int = 0
     told: set[str] = field(default_factory=set)
+    in_touch: bool = True
     line: _ProgressLine = field(default_factory=lambda: _ProgressLine(sys.stderr))
 
     @property
@@ -151,6 +152,7 @@ class _Job:
 
         live = bool(getattr(pictures, "live", False))
         while not self.done:
+            self._say_if_lost()
             try:
                 picture = pictures.read(0.1)
             except SourceTimeout:
@@ -166,6 +168,12 @@ class _Job:
             elif not live or self.clock.monotonic_ns() >= self.due_ns:
                 # A live picture that comes before its time is left out: the device, not we, sets the pace.
                 self._send(picture)
+
+    def _say_if_lost(self) -> None:
+        if self.taken and self.sender.in_touch != self.in_touch:
+            self.in_touch = self.sender.in_touch
+            lost = "no word from the daemon; what is unacknowledged will be sent again"
+            self.line.say("the daemon is back" if self.in_touch else lost)
 
     def conclude(self, left: int) -> None:
         """The last line on stdout: what became of the frames."""

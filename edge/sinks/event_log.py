@@ -38,7 +38,7 @@ from edge.sinks.log_file import (
     removed_through,
     reserve_of,
 )
-from edge.sinks.retention import Retention, apply_retention, used_bytes
+from edge.sinks.retention import Retention, apply_retention, passed_by, used_bytes
 
 OnCommit = Callable[[DefectEvent], None]
 FrameKey = tuple[str, int, int]
@@ -50,6 +50,7 @@ _BY_KEY: Final = "FROM events WHERE camera = ? AND camera_epoch = ? AND frame_se
 _AHEAD: Final = "FROM ahead WHERE camera = ? AND camera_epoch = ? AND frame_sequence = ?"
 RESERVE_BYTES: Final = 1024 * 1024
 _RETENTION_EVERY_S: Final = 1.0
+_PROBE_EVERY_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,10 +112,13 @@ class EventLog:
         self.duplicates = 0
         self.removed = 0
         """Events that retention removed since the log was opened."""
+        self.on_passed: Callable[[str, int], None] = lambda name, events: None
+        """Told, in the writer thread, which registered subscriber will never get how many events that were removed."""
         self._clock = clock
         self._on_group = on_group
         self._retention = retention or Retention()
         self._retention_due_ns = 0
+        self._probe_due_ns = clock.monotonic_ns()
         self._path = Path(path)
         self._group_events = group_events
         self._on_failure = on_failure
@@ -350,6 +354,17 @@ class EventLog:
                 if self._closing:  # and the end's mark found no room
                     return None
                 self._retain()
+                self._probe()
+
+    def _probe(self) -> None:
+        """An idle line learns that its disk became read-only before the next part does.
+
+        By a change of times, not by statvfs: since Linux 6.15 that goes on to call an ext4 writable which gave up.
+        """
+        now_ns = self._clock.monotonic_ns()
+        if now_ns >= self._probe_due_ns:
+            self._probe_due_ns = now_ns + round(_PROBE_EVERY_S * 1e9)
+            os.utime(self._lock_file)
 
     def _write(self, items: list[_Item]) -> None:
         started_ns = time.monotonic_ns()
@@ -434,7 +449,9 @@ class EventLog:
         self._bytes = used_bytes(self._connection)
         if removed:
             self.removed += removed
-            self._removed_through = removed_through(self._connection)
+            before, self._removed_through = self._removed_through, removed_through(self._connection)
+            for name, events in passed_by(self._connection, before, self._removed_through).items():
+                self.on_passed(name, events)
 
     def _advance(self, key: FrameKey) -> None:
         """Move the camera's mark over this frame, and over those that were logged ahead of it."""

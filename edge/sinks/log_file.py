@@ -14,6 +14,7 @@ Leaves reading and writing of rows to `event_log`.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -22,7 +23,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from edge.errors import ConfigError, LogError
+from edge.errors import ConfigError, KizuError, LogError
 from edge.protocols import Clock
 
 APPLICATION_ID: Final = 0x4B495A55  # "KIZU"
@@ -68,13 +69,26 @@ def checksum_of(log_sequence: int, event: bytes, mask_png: bytes | None) -> byte
     return digest.digest()
 
 
+# What a disk says that may work again by itself or after a repair: the same start is worth another try then, so these
+# are no fault of the configuration (exit status 2, which systemd takes for final).
+_DISK: Final = frozenset((errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO))
+_SQLITE_DISK: Final = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN)
+
+
+def _refusal(error: OSError, text: str, next_step: str) -> KizuError:
+    """What to raise for a file that cannot be opened or filled."""
+    if error.errno in _DISK:
+        return LogError(f"{text}: {error.strerror}; free or repair the disk, then start again")
+    return ConfigError(f"{text}: {error.strerror}; {next_step}")
+
+
 def lock_log(path: Path) -> int:
     """Hold `PATH.lock` so that two daemons cannot number one log; SQLite's own locks live in the log itself."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         handle = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise ConfigError(f"event log {path}: {error.strerror}; choose a folder that this user may write") from None
+        raise _refusal(error, f"event log {path}", "choose a folder that this user may write") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -91,7 +105,7 @@ def open_log(path: Path, clock: Clock) -> tuple[sqlite3.Connection, int, int]:
         # Created here so that nobody else may read it; SQLite gives its side files the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
-        raise ConfigError(f"event log {path}: {error.strerror}; choose a file that this user may write") from None
+        raise _refusal(error, f"event log {path}", "choose a file that this user may write") from None
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
     try:
         if _is_new(connection, path):
@@ -105,10 +119,18 @@ def open_log(path: Path, clock: Clock) -> tuple[sqlite3.Connection, int, int]:
         return connection, int(epoch), max(int(head), removed_through(connection))
     except (sqlite3.Error, TypeError) as error:
         connection.close()
+        if _of_the_disk(error):
+            raise LogError(f"event log {path}: {error}; free or repair the disk, then start again") from None
         raise LogError(f"event log {path} is damaged: {error}; move it away, a new one will be made") from None
     except BaseException:
         connection.close()
         raise
+
+
+def _of_the_disk(error: Exception) -> bool:
+    """Whether SQLite complains of the disk and not of what is written there: nobody should move a sound log away."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF in _SQLITE_DISK and code != sqlite3.SQLITE_IOERR_SHORT_READ
 
 
 def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
@@ -118,6 +140,8 @@ def _is_new(connection: sqlite3.Connection, path: Path) -> bool:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
     except sqlite3.DatabaseError as error:
+        if _of_the_disk(error):
+            raise
         raise ConfigError(f"event log {path} is no SQLite file ({error}); choose another path") from None
     if application == 0 and tables == 0:
         return True
@@ -166,19 +190,20 @@ def make_reserve(path: Path, size: int) -> None:
     """Hold `size` bytes beside the log, so that a full disk leaves room to say that it is full.
 
     Raises:
-        ConfigError: the disk has no room for them.
+        LogError: the disk has no room for them.
+        ConfigError: they cannot be made for another reason.
     """
     if size == 0:
         return
-    handle = os.open(reserve_of(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        os.posix_fallocate(handle, 0, size)
+        handle = os.open(reserve_of(path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(handle, 0, size)
+        finally:
+            os.close(handle)
     except OSError as error:
-        raise ConfigError(
-            f"event log {path}: no room for its reserve of {size} bytes: {error.strerror}; free space on that disk"
-        ) from None
-    finally:
-        os.close(handle)
+        text = f"event log {path}: no room for its reserve of {size} bytes"
+        raise _refusal(error, text, "free space on that disk") from None
 
 
 def reserve_of(path: Path) -> Path:

@@ -7,20 +7,24 @@ hint.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Final, Self
 
 import zmq
 
 from edge import sockets, wire
-from edge.errors import SinkError
+from edge.errors import ConfigError, SinkError
 from edge.events import DefectEvent
 from edge.keys import ServerKeys
 from edge.payloads import Buffer
 from edge.protocols import Clock
 
 HEAD_INTERVAL_S: Final = 1.0
+_BIND_TRIES: Final = 50
+_BIND_PAUSE_S: Final = 0.01
 
 
 class Publisher:
@@ -58,7 +62,10 @@ class Publisher:
         self._head_due_ns = clock.monotonic_ns()
         self._lock = threading.Lock()
         self._closed = False
-        self._socket = sockets.xpub(address, hwm=hwm, plain_off_host=plain_off_host, context=context, keys=keys)
+        self._away = False  # between two sockets
+        self._open = partial(sockets.xpub, hwm=hwm, plain_off_host=plain_off_host, context=context, keys=keys)
+        self._on_bound = on_bound
+        self._socket = self._open(address)
         on_bound(self._socket)
         self._address = sockets.bound_address(self._socket)
 
@@ -85,20 +92,48 @@ class Publisher:
         """`publish` without a mask."""
         self.publish(event)
 
-    def tick(self) -> None:
+    def tick(self, state: str = "", fallback: str = "") -> None:
         """Send the head if a second has passed since the last one; call it a few times per second.
+
+        `state` and `fallback` are what the head tells of the daemon.
 
         Raises:
             SinkError: the publisher is closed.
         """
         with self._lock:
+            if self._away:
+                self._bind_again()
             self._take_subscriptions()
             now_ns = self._clock.monotonic_ns()
             if now_ns < self._head_due_ns:
                 return
             self._head_due_ns = now_ns + round(HEAD_INTERVAL_S * 1e9)
             epoch, sequence = self._head
-            self._send(wire.pack_head(wire.Head(wire.WIRE_VERSION, self._line, epoch, sequence)))
+            self._send(wire.pack_head(wire.Head(wire.WIRE_VERSION, self._line, epoch, sequence, state, fallback[:200])))
+
+    def renew(self) -> None:
+        """Cut every subscriber and let in whom the list of peers admits now; what they miss meanwhile, replay gives.
+
+        ZeroMQ cannot end one connection alone. From any thread.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._socket.close(linger=0)
+            self._away = True
+            for _ in range(_BIND_TRIES):  # libzmq gives the address back in a thread of its own, a moment later
+                if self._bind_again():
+                    return
+                time.sleep(_BIND_PAUSE_S)
+
+    def _bind_again(self) -> bool:
+        try:
+            self._socket = self._open(self._address)
+        except ConfigError:
+            return False
+        self._on_bound(self._socket)
+        self._away, self.topics = False, 0
+        return True
 
     def close(self) -> None:
         """Close the socket; what is under way is given half a second."""
@@ -117,6 +152,9 @@ class Publisher:
     def _send(self, parts: list[Buffer]) -> None:
         if self._closed:
             raise SinkError(f"publisher of line {self._line} is closed")
+        if self._away:
+            self.dropped += 1
+            return
         try:
             self._socket.send_multipart(parts, zmq.NOBLOCK)
         except zmq.Again:
@@ -126,7 +164,7 @@ class Publisher:
 
     def _take_subscriptions(self) -> None:
         # Unread subscription messages would pile up inside the socket.
-        while not self._closed and self._socket.poll(0, zmq.POLLIN):
+        while not self._closed and not self._away and self._socket.poll(0, zmq.POLLIN):
             message = self._socket.recv(zmq.NOBLOCK)
             if message[:1] == b"\x01":
                 self.topics += 1

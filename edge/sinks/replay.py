@@ -20,6 +20,7 @@ from edge.errors import SinkError, WireError
 from edge.keys import ServerKeys
 from edge.payloads import Buffer
 from edge.sinks.event_log import EventLog
+from edge.sockets import Owner
 from edge.wire import CursorRequest, CursorState, Gap, Refusal, Refused, ReplayHeader, ReplayRequest
 
 _POLL_MS: Final = 250
@@ -31,6 +32,7 @@ _MAX_SUBSCRIBERS: Final = 256
 class ReplayServer:
     """Answers at `address` until closed.
 
+    With `keys` a question is refused once `stands` says that its key would not be admitted any more.
     `on_refused` is told the reason of each message that is refused, `on_failure` why the thread ended unasked.
 
     Raises:
@@ -48,6 +50,7 @@ class ReplayServer:
         context: sockets.Context | None = None,
         keys: ServerKeys | None = None,
         on_bound: Callable[[sockets.Socket], None] = lambda made: None,
+        stands: Callable[[Owner], bool] = lambda owner: True,
     ) -> None:
         self.served = 0
         """Events sent again."""
@@ -58,6 +61,7 @@ class ReplayServer:
         self._on_failure = on_failure
         self._closing = False
         self._keyed = keys is not None
+        self._stands = stands
         self._socket = sockets.router(
             address,
             hwm=_HWM,
@@ -128,12 +132,14 @@ class ReplayServer:
             self._sleeper.close(linger=0)
 
     def _answer_one(self) -> None:
-        user, peer, parts = self._receive()
+        owner, peer, parts = self._receive()
         try:
+            if self._keyed and not self._stands(owner):
+                raise WireError(Refusal.KEY_REMOVED, f"the key of {owner.name} is not on the list of peers any more")
             request = wire.parse_request(parts)
-            if self._keyed and isinstance(request, CursorRequest) and request.name != user:
+            if self._keyed and isinstance(request, CursorRequest) and request.name != owner.name:
                 # Another's cursor moved on would let retention take what its owner has not read.
-                raise WireError(Refusal.NAME_NOT_OF_KEY, f"cursor {request.name}, but the key is that of {user}")
+                raise WireError(Refusal.NAME_NOT_OF_KEY, f"cursor {request.name}, but the key is that of {owner.name}")
         except WireError as error:
             self._on_refused(error.reason)
             self._send(peer, wire.pack_message(Refused(wire.WIRE_VERSION, 0, error.reason, str(error)[:200])))
@@ -147,17 +153,17 @@ class ReplayServer:
             answer = Refused(wire.WIRE_VERSION, request.token, "log", str(error)[:500])
             self._send(peer, wire.pack_message(answer))
 
-    def _receive(self) -> tuple[str, bytes, list[Buffer]]:
-        """Whose key asks (empty without keys), where the answer goes, and the question; no more parts than it has."""
+    def _receive(self) -> tuple[Owner, bytes, list[Buffer]]:
+        """Whose key asks (NOBODY without keys), where the answer goes, and the question; no more parts than it has."""
         first = self._socket.recv(zmq.NOBLOCK, copy=False)
-        user = sockets.owner_of_key(first) if self._keyed else ""
+        owner = sockets.owner_of_key(first) if self._keyed else sockets.NOBODY
         parts: list[Buffer] = []
         part = first
         while part.more:
             part = self._socket.recv(zmq.NOBLOCK, copy=False)
             if len(parts) < _MAX_PARTS:
                 parts.append(part.bytes)
-        return user, first.bytes, parts
+        return owner, first.bytes, parts
 
     def _replay(self, peer: bytes, request: ReplayRequest) -> None:
         after = request.log_sequence if request.log_epoch == self._log.epoch else 0
@@ -178,7 +184,9 @@ class ReplayServer:
         start = self._log.head if request.start == "now" else 0
 
         def durable(cursor: int) -> None:
-            state = CursorState(wire.WIRE_VERSION, request.token, request.name, self._log.epoch, cursor, self._log.head)
+            log = self._log
+            passed = max(0, log.removed_through - cursor)
+            state = CursorState(wire.WIRE_VERSION, request.token, request.name, log.epoch, cursor, log.head, passed)
             self._answers.append((peer, state))
             self._wake()
 

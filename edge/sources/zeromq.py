@@ -27,6 +27,7 @@ from edge.keys import ServerKeys
 from edge.payloads import FrameLimits
 from edge.protocols import Clock
 from edge.ring import RingView
+from edge.sockets import Owner
 from edge.types import Frame, FrameId, Unreadable
 from edge.wire import BadFrame, CreditState, Hello, Refusal
 
@@ -66,8 +67,10 @@ class ZeroMqSource:
 
     `cameras` are the admitted names (None: any, at most 64); `window` is how many frames a camera may have
     unacknowledged. `known` and `acked_through` ask the event log, and are called only at a HELLO of an epoch that this
-    source does not hold. `on_refused` gets one word of `wire.REFUSALS`, `on_duplicate` the camera's name. With `keys`
-    every connection is encrypted, a `Doorkeeper` of `context` admits it, and a camera speaks only in its key's name.
+    source does not hold. `on_refused` gets one word of `wire.REFUSALS`, `on_duplicate` and `on_reconnect` the camera's
+    name, `on_link` that and whether it is connected, whenever that changed. With `keys` every connection is encrypted,
+    a `Doorkeeper` of `context` admits it, a camera speaks only in its key's name, and each message is refused once
+    `stands` says that its key would not be admitted any more.
 
     Raises:
         ConfigError: the address cannot be used.
@@ -84,11 +87,14 @@ class ZeroMqSource:
         acked_through: Callable[[str, int], int] | None = None,
         on_refused: Callable[[str], None] | None = None,
         on_duplicate: Callable[[str], None] | None = None,
+        on_link: Callable[[str, bool], None] | None = None,
+        on_reconnect: Callable[[str], None] = lambda camera: None,
         limits: FrameLimits | None = None,
         plain_off_host: bool = False,
         context: sockets.Context | None = None,
         keys: ServerKeys | None = None,
         on_bound: Callable[[sockets.Socket], None] = lambda made: None,
+        stands: Callable[[Owner], bool] = lambda owner: True,
     ) -> None:
         self.duplicates = 0
         """Frames that had a verdict already and were acknowledged again."""
@@ -106,8 +112,11 @@ class ZeroMqSource:
         self._log_mark = acked_through or (lambda camera, epoch: -1)
         self._on_refused = on_refused or (lambda reason: None)
         self._on_duplicate = on_duplicate or (lambda camera: None)
+        self._on_link = on_link or (lambda camera, connected: None)
+        self._on_reconnect = on_reconnect
         self._limits = limits or FrameLimits()
         self._keyed = keys is not None
+        self._stands = stands
         self._cameras: dict[str, _Camera] = {}
         # Every frame handed out and not yet acknowledged, over all epochs: bounded by the pipeline behind this source.
         self._in_flight: set[FrameKey] = set()
@@ -231,10 +240,10 @@ class ZeroMqSource:
             received = self._receive_parts()
             if received is None:
                 return None
-            user, parts = received
+            owner, parts = received
             peer, message = bytes(parts[0]), parts[1:]
             try:
-                found = self._handle(peer, message, user)
+                found = self._handle(peer, message, owner)
             except WireError as refused:
                 self._on_refused(refused.reason)
                 continue
@@ -242,8 +251,8 @@ class ZeroMqSource:
                 return found
         return None
 
-    def _receive_parts(self) -> tuple[str | None, list[memoryview]] | None:
-        """Whose key sent the next message (None without keys), and its parts.
+    def _receive_parts(self) -> tuple[Owner, list[memoryview]] | None:
+        """Whose key sent the next message (NOBODY without keys), and its parts.
 
         One part more than any message has is kept as evidence, the rest is dropped at once.
         """
@@ -251,19 +260,22 @@ class ZeroMqSource:
             part = self._socket.recv(zmq.NOBLOCK, copy=False)
         except zmq.Again:
             return None
-        user = sockets.owner_of_key(part) if self._keyed else None
+        owner = sockets.owner_of_key(part) if self._keyed else sockets.NOBODY
         parts = [part.buffer]
         while part.more:
             part = self._socket.recv(zmq.NOBLOCK, copy=False)
             if len(parts) <= _MAX_PARTS:
                 parts.append(part.buffer)
-        return user, parts
+        return owner, parts
 
-    def _handle(self, peer: bytes, message: list[memoryview], user: str | None) -> Frame | Unreadable | None:
+    def _handle(self, peer: bytes, message: list[memoryview], owner: Owner) -> Frame | Unreadable | None:
+        if self._keyed and not self._stands(owner):
+            self._cut(peer)
+            raise WireError(Refusal.KEY_REMOVED, f"the key of {owner.name} is not on the list of peers any more")
         header = wire.parse_camera_message(message)
         name = header.camera if isinstance(header, Hello) else header.id.camera
-        if self._keyed and name != user:
-            raise WireError(Refusal.NAME_NOT_OF_KEY, f"camera {name}, but its key is that of {user}")
+        if self._keyed and name != owner.name:
+            raise WireError(Refusal.NAME_NOT_OF_KEY, f"camera {name}, but its key is that of {owner.name}")
         if isinstance(header, Hello):
             self._admit(peer, header)
             return None
@@ -279,13 +291,26 @@ class ZeroMqSource:
     def _admit(self, peer: bytes, hello: Hello) -> None:
         self._check_camera(hello.camera)
         camera = self._cameras.get(hello.camera)
+        # HELLO is repeated after a silence; on the same connection that is no other camera.
+        if camera is not None and (camera.epoch, camera.peer) != (hello.epoch, peer):
+            self._on_reconnect(hello.camera)
         if camera is None or camera.epoch != hello.epoch:
             self.superseded += camera is not None
-            camera = self._remember(hello, peer)
+            peer_before = None if camera is None else camera.peer
+            camera = self._remember(hello, peer_before)
             self._cameras[hello.camera] = camera
+        if camera.peer is None:
+            self._on_link(camera.name, True)
         camera.peer = peer
         camera.ring = self._open_ring(hello)
         self._send_credit(camera)
+
+    def _cut(self, peer: bytes) -> None:
+        """Tell this connection nothing more."""
+        for camera in self._cameras.values():
+            if camera.peer == peer:
+                camera.peer = None
+                self._on_link(camera.name, False)
 
     def _open_ring(self, hello: Hello) -> RingView | None:
         """The camera's ring; without one that can be trusted, its frames there are INCONCLUSIVE(unreadable)."""
@@ -297,7 +322,7 @@ class ZeroMqSource:
         except ImageRefused:
             return None
 
-    def _remember(self, hello: Hello, peer: bytes) -> _Camera:
+    def _remember(self, hello: Hello, peer: bytes | None) -> _Camera:
         """Start from what the log knows, which after a restart of the daemon is more than nothing."""
         mark = self._log_mark(hello.camera, hello.epoch)
         ahead = range(mark + 2, mark + 1 + self._window)
@@ -365,6 +390,7 @@ class ZeroMqSource:
         state = CreditState(wire.WIRE_VERSION, camera.name, camera.epoch, camera.acked_through, also, self._window)
         if not self._send(camera.peer, state):
             camera.peer = None
+            self._on_link(camera.name, False)
 
     def _send(self, peer: bytes, state: CreditState) -> bool:
         """Send one state; False if the peer is gone. A full peer misses this one and is healed by the next."""

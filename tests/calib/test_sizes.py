@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -16,7 +18,8 @@ from calib.sizes_command import sizes
 from calib.sizes_picture import draw
 from calib.trials import Plan
 from dark_spots import SIDE, dark_bundle
-from edge.bundle import ModelBundle
+from edge.bundle import CameraCalibration as CameraRow
+from edge.bundle import ModelBundle, Zone
 from edge.camera import CameraCalibration, Plane
 from edge.errors import CommandError, DataError
 from edge.images import decode_image, encode_mask_png, encode_png
@@ -44,7 +47,7 @@ def good(tmp_path: Path) -> Path:
 
 
 def tried(bundle: ModelBundle, good: Path, **changes: Any) -> SizesReport:
-    more = {key: changes.pop(key) for key in ("camera", "rules", "roi_xywh") if key in changes}
+    more = {key: changes.pop(key) for key in ("camera", "rules", "roi_xywh", "seen_by") if key in changes}
     plan = {"kinds": ("spot",), "contrasts": (-100.0,), "sizes": (1.0, 2.0, 4.0, 8.0), "trials": 29, **changes}
     return find_sizes(bundle, good, Plan(**plan), backend="fake", **more)
 
@@ -55,6 +58,21 @@ def test_the_smallest_spot_is_where_its_pixels_become_dark_enough(bundle: ModelB
 
     assert curve.smallest == 2.0
     assert [point.hits for point in curve.points[1:]] == [29, 29, 29] and curve.points[0].hits < 29
+
+
+def test_what_lies_in_no_zone_is_not_found_and_a_camera_must_be_named(bundle: ModelBundle, good: Path) -> None:
+    """The bundle's zone is a corner: spots elsewhere are planted, and none of them counts as found."""
+    corner = Zone("corner", (((0.0, 0.0), (8.0, 0.0), (8.0, 8.0), (0.0, 8.0)),))
+    zoned = msgspec.structs.replace(bundle.calibration, zones=(corner,))
+    row = CameraRow(zoned.threshold, zoned.pixel_threshold, 1, (0.1,))
+    table = msgspec.structs.replace(bundle.calibration, cameras={"left": row})
+
+    (curve,) = tried(replace(bundle, calibration=zoned), good).curves
+    (named,) = tried(replace(bundle, calibration=table), good, seen_by="left").curves
+
+    assert curve.smallest is None and named.smallest == 2.0
+    with pytest.raises(CommandError, match="for the cameras left"):
+        tried(replace(bundle, calibration=table), good)
 
 
 def test_a_contrast_below_the_threshold_is_never_found(bundle: ModelBundle, good: Path) -> None:

@@ -145,10 +145,14 @@ def test_the_example_loads_as_it_stands_and_with_every_comment_taken_away(tmp_pa
         'control_address = "ipc:///run/kizu/line-1.control"': "",
         "retain_days = 365": "",
         "retain_bytes = 10737418240": "",
+        "keep_for_subscribers_days = 7": "",
         'replay_address = "tcp://127.0.0.1:5552"': "",
         'secret_key = "/etc/kizu/keys/server.key"': "",
         'peers = "/etc/kizu/peers.toml"': "",
         'signers = "/etc/kizu/signers"': "",
+        'certificate = "/etc/kizu/metrics.crt"': "",
+        'private_key = "/etc/kizu/metrics.key"': "",
+        'login = "/etc/kizu/keys/metrics-prometheus.login"': "",
     }
     for given, nothing in optional.items():
         assert given in full

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import zmq
 
-from edge import metrics, sockets, wire
+from edge import series, sockets, wire
 from edge.clock import SystemClock
 from edge.doorkeeper import REASONS, Doorkeeper
 from edge.errors import ConfigError, SourceTimeout
@@ -56,6 +56,7 @@ class Gate:
             context=self.context,
             keys=ring.server,
             on_bound=lambda made: self.door.watch(made, "frames"),
+            stands=lambda owner: self.door.stands(owner, "camera"),
         )
         self.publisher = Publisher(
             LOOPBACK,
@@ -65,6 +66,7 @@ class Gate:
             keys=ring.server,
             on_bound=lambda made: self.door.watch(made, "events"),
         )
+        self.door.when_removed("subscribe", self.publisher.renew)
         self.clients: list[sockets.Socket] = []
 
     def knock(self, keys: ClientKeys | None, address: str | None = None) -> sockets.Socket:
@@ -203,6 +205,105 @@ def test_a_list_that_becomes_unreadable_admits_nobody_new(gate: Gate) -> None:
     assert any("nobody new" in line for line in gate.told)
 
 
+def again(camera: sockets.Socket, name: str = "left", sequence: int = 1) -> None:
+    """Another frame on a connection that stands."""
+    header = wire.FrameHeader(1, name, 7, sequence, 0, "mono8", 4, 3)
+    camera.send_multipart(wire.pack_frame(header, bytes(12)), zmq.NOBLOCK)
+
+
+def test_a_key_taken_off_the_list_is_refused_on_the_connection_that_stands(gate: Gate) -> None:
+    """No frame of it is judged any more, each is counted, and credits end; put back, it goes on after a HELLO."""
+    left = gate.ring.admit("left", "camera")
+    list_before = gate.ring.peers.read_text()
+    camera = gate.knock(left)
+    speak(camera)
+    assert gate.read().id.sequence == 0
+
+    gate.ring.take_off("left")
+    gate.until(lambda: not gate.door.names("camera"))
+    again(camera)
+    gate.until(lambda: gate.messages["key_removed"] == 1)
+    assert gate.source._cameras["left"].peer is None
+
+    gate.ring.peers.write_text(list_before)
+    gate.until(lambda: bool(gate.door.names("camera")))
+    camera.send_multipart(wire.pack_hello("left", 7), zmq.NOBLOCK)
+    again(camera)
+    assert gate.read().id.sequence == 1
+
+
+def test_without_asking_again_it_would_send_for_ever(gate: Gate) -> None:
+    """Control: a source that trusts the handshake takes the frame of a key that is on no list."""
+    gate.source._stands = lambda owner: True
+    camera = gate.knock(gate.ring.admit("left", "camera"))
+    speak(camera)
+    gate.read()
+
+    gate.ring.take_off("left")
+    gate.until(lambda: not gate.door.names("camera"))
+    again(camera)
+
+    assert gate.read().id.sequence == 1
+
+
+def test_of_two_keys_of_one_name_only_the_removed_one_is_refused(gate: Gate) -> None:
+    """A key is replaced without stopping the line: first the new one is added, then the old one is removed."""
+    old = gate.knock(gate.ring.admit("left", "camera"))
+    speak(old)
+    gate.read()
+    (gate.ring.folder / "camera-left.key").rename(gate.ring.folder / "old.key")
+    (gate.ring.folder / "camera-left.pub").unlink()
+    gate.ring.take_off("left")
+    new = gate.knock(gate.ring.admit("left", "camera"))
+    speak(new)  # the same frame: it is joined to the one in flight
+    gate.until(lambda: gate.source.joined == 1)
+
+    again(old)
+    gate.until(lambda: gate.messages["key_removed"] == 1)
+    again(new)
+
+    assert gate.read().id.sequence == 1
+
+
+def test_a_removed_subscriber_is_cut_and_the_others_come_back(gate: Gate) -> None:
+    """It only listens, so there is no message to refuse: its connection ends, and its next handshake is refused."""
+    sub = {name: gate.ring.admit(name, "subscribe") for name in ("dash", "press")}
+    heads = {name: sockets.sub(gate.publisher.address, [b"head/"], hwm=8, keys=keys) for name, keys in sub.items()}
+    gate.clients += heads.values()
+
+    def hears(name: str, timeout_s: float = 15.0) -> bool:
+        while heads[name].poll(0):
+            heads[name].recv_multipart()
+        deadline = time.monotonic() + timeout_s
+        while not heads[name].poll(20):
+            gate.publisher.tick()
+            if time.monotonic() > deadline:
+                return False
+        return True
+
+    assert hears("dash") and hears("press")
+    gate.ring.take_off("dash")
+    gate.until(lambda: gate.refused["key_unknown"] >= 1)
+
+    assert hears("press")
+    assert not hears("dash", 1.5)
+
+
+def test_a_subscriber_that_is_not_cut_would_go_on_listening(gate: Gate) -> None:
+    """Control: without `renew` whoever was admitted once hears everything."""
+    gate.door._removals.clear()
+    dash = sockets.sub(gate.publisher.address, [b"head/"], hwm=8, keys=gate.ring.admit("dash", "subscribe"))
+    gate.clients.append(dash)
+    gate.until(lambda: gate.steps["events", "admitted"] == 1)
+    gate.ring.take_off("dash")
+    gate.until(lambda: not gate.door.names("subscribe"))
+
+    deadline = time.monotonic() + 15
+    while not dash.poll(20):
+        gate.publisher.tick()
+        assert time.monotonic() < deadline
+
+
 def test_without_a_doorkeeper_nobody_comes_in(ring: KeyRing) -> None:
     """A daemon that forgot to open it, or whose thread died, is closed and not open."""
     left = ring.admit("left", "camera")
@@ -303,7 +404,7 @@ def test_a_list_that_cannot_be_read_at_the_start_is_an_error(tmp_path: Path) -> 
 
 def test_metrics_know_every_reason() -> None:
     """An alert sees a zero before the first refusal; metrics may not import the doorkeeper."""
-    assert metrics.CONNECTION_REFUSALS == REASONS
+    assert series.CONNECTION_REFUSALS == REASONS
 
 
 def test_questions_that_are_none_are_answered_all_the_same(ring: KeyRing) -> None:

@@ -20,7 +20,7 @@ from edge.sender import CameraSender
 from peers import KeyRing
 
 LIMITS = {"LINGER": (0, 1000), "SNDHWM": (1, 1100), "RCVHWM": (1, 1100), "MAXMSGSIZE": (1, 1 << 26),
-               "HANDSHAKE_IVL": (1, 5000), "HEARTBEAT_IVL": (1000, 1000), "HEARTBEAT_TIMEOUT": (2000, 2000),
+               "HANDSHAKE_IVL": (1, 5000), "HEARTBEAT_IVL": (750, 750), "HEARTBEAT_TIMEOUT": (1500, 1500),
                "IPV6": (0, 0)}  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from edge.bundle import ModelBundle
 from edge.config import EdgeConfig, EngineConfig, load_config
 from edge.daemon import Ready, StopRequest
 from edge.demo.line import write_config
+from edge.engines.device import Plan
 from edge.errors import DEVICE_REASONS, ConfigError, DeviceError
 from edge.opening import EngineOpener, Plans
 
@@ -25,9 +26,8 @@ def config_of(folder: Path, bundle: ModelBundle, **engine: object) -> EdgeConfig
 @pytest.fixture
 def plans(tmp_path: Path) -> Callable[[ModelBundle, EngineConfig], Plans]:
     """A plan from elsewhere."""
-    path = tmp_path / "elsewhere.plan"
-    path.write_bytes(b"ftrt" * 100)
-    return lambda bundle, asked: Plans(path)
+    plan = Plan(tmp_path / "elsewhere.plan", b"ftrt" * 100)
+    return lambda bundle, asked: Plans(plan)
 
 
 def test_by_default_a_line_refuses_to_start_without_its_gpu(

@@ -204,6 +204,30 @@ def test_what_retention_took_is_told_as_a_gap(line: Line, follow: Callable[..., 
     assert subscriber.lost == 4 and list(subscriber.gaps) == [(line.log.epoch, Gap(1, 4))]
 
 
+def test_a_registered_subscriber_that_retention_passed_is_told(line: Line, follow: Callable[..., Subscriber]) -> None:
+    """Which events and how many, by the cursor's answer and as a gap; what follows comes in order."""
+    line.judge(2)
+    first = follow(name="press", since="beginning")
+    assert take(first, 2) == [1, 2]
+    first.commit(10)
+    line.judge(4)
+    apply_retention(line.log._connection, Retention(max_age_s=1), 10**18)
+    line.log._removed_through = 6
+    line.judge(2)
+    client = ReplayClient(line.replay, SystemClock())
+    asked = client.cursor("press", 10)
+    client.close()
+    again = follow(name="press")
+
+    assert (asked.log_sequence, asked.passed) == (2, 4)
+    assert take(again, 2) == [7, 8]
+    assert again.lost == 4 and list(again.gaps) == [(line.log.epoch, Gap(3, 6))]
+    again.commit(10)
+    client = ReplayClient(line.replay, SystemClock())
+    assert client.cursor("press", 10).passed == 0
+    client.close()
+
+
 def test_a_registered_subscriber_goes_on_where_it_committed(line: Line, follow: Callable[..., Subscriber]) -> None:
     """The daemon keeps the place, across its own restart too; what was not committed comes again."""
     line.judge(6)

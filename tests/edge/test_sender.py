@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket as posix
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,11 +80,25 @@ class MiniDaemon:
 StartDaemon = Callable[..., MiniDaemon]
 
 
+def wait_until_free(address: str) -> None:
+    """libzmq gives a port back in a thread of its own, a moment after `close`."""
+    host, port = address.removeprefix("tcp://").split(":")
+    for _ in range(500):
+        try:
+            posix.create_server((host, int(port))).close()
+            return
+        except OSError:
+            time.sleep(0.01)
+    raise AssertionError(f"{address} is still in use")
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[StartDaemon]:
     running: list[MiniDaemon] = []
 
     def build(log: str = "events.db", **options: Any) -> MiniDaemon:
+        if "address" in options:
+            wait_until_free(options["address"])
         running.append(MiniDaemon(tmp_path / log, **options))
         return running[-1]
 
@@ -252,11 +268,24 @@ def test_two_seconds_of_silence_repeat_hello_and_what_is_unacknowledged(silent: 
         assert (camera.acknowledged, camera.left, camera.resent) == (2, 2, 2)
 
 
+def test_a_hello_that_nobody_answers_is_repeated_sooner(silent: Silent) -> None:
+    """It may have gone into a connection that was dead already; half a second, not two."""
+    clock = ManualClock()
+    with CameraSender(silent.address, "cam1", clock=clock) as camera:
+        assert silent.heard(camera) == "hello" and not camera.in_touch
+        clock.advance(0.5)
+
+        assert silent.heard(camera) == "hello"
+        silent.credit(camera, -1)
+        assert camera.in_touch
+
+
 def test_a_camera_that_never_repeats_would_be_noticed(silent: Silent) -> None:
     """Control: with the patience of an hour, the silence above ends in nothing."""
     clock = ManualClock()
     with CameraSender(silent.address, "cam1", clock=clock, resend_after_s=3600) as camera:
         assert silent.heard(camera) == "hello"
+        silent.credit(camera, -1)
         clock.advance(2)
         camera.pump()
 

@@ -43,8 +43,8 @@ def limits_are_set(one: Any) -> bool:
         and 0 <= one.getsockopt(zmq.LINGER) <= 1000
         and 0 < one.getsockopt(zmq.MAXMSGSIZE) <= 1 << 20
         and 0 < one.getsockopt(zmq.HANDSHAKE_IVL) <= 5000
-        and one.getsockopt(zmq.HEARTBEAT_IVL) == 1000
-        and one.getsockopt(zmq.HEARTBEAT_TIMEOUT) == 2000
+        and one.getsockopt(zmq.HEARTBEAT_IVL) == 750
+        and one.getsockopt(zmq.HEARTBEAT_TIMEOUT) == 1500
         and one.getsockopt(zmq.IPV6) == 0
     )
 

@@ -10,6 +10,8 @@ import stat
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,11 +26,14 @@ from edge.bundle import ModelBundle, ScoreCalibration
 from edge.config import EdgeConfig, load_config
 from edge.daemon import Ready, StopRequest, default_control_address
 from edge.demo.line import write_config
+from edge.engines.registry import open_engine
 from edge.errors import CommandError
 from edge.events import DefectEvent
+from edge.opening import EngineOpener
+from edge.protocols import Engine
 from edge.sender import CameraSender
 from edge.sinks.event_log import EventLog
-from edge.swap import SwapReport, SwapRequest, ask
+from edge.swap import Pace, SwapReport, SwapRequest, ask
 
 GRAY = np.full((40, 40), 128, np.uint8)
 MakeBundle = Callable[..., ModelBundle]
@@ -76,18 +81,20 @@ def running(folder: Path, bundle: ModelBundle) -> Iterator[Line]:
     server = threading.Thread(target=daemon.serve, kwargs=arguments)
     server.start()
     assert is_ready.wait(30)
-    line, done = Line(config, found[0], stop), threading.Event()
+    line, done, has_sent = Line(config, found[0], stop), threading.Event(), threading.Event()
 
     def camera() -> None:
         with CameraSender(line.ready.frames_address, "cam") as sender:
             while not done.is_set():
                 sender.send(GRAY, encoding="raw", timeout_s=20)
                 line.sent += 1
+                has_sent.set()
             assert sender.drain(20) == 0
 
     sending = threading.Thread(target=camera)
     sending.start()
     try:
+        assert has_sent.wait(30)  # or what is asked of the line may be over before it judged anything
         yield line
     finally:
         done.set()
@@ -116,6 +123,67 @@ def test_a_model_is_swapped_under_load_without_losing_a_frame(
     assert {event.reason for event in events} == {"score"}
     assert models(events) == [tiny_bundle.model_id, new.model_id, tiny_bundle.model_id]
     assert {event.threshold for event in events if event.model_id == new.model_id} == {3.0}
+
+
+def test_a_swap_rests_between_its_steps() -> None:
+    """In proportion to what the last step took, and never for long; its steps are many, so none is a burst."""
+    now, slept = [0.0], list[float]()
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    rest = Pace(0.25, longest_s=2.0, monotonic=lambda: now[0], sleep=sleep)
+    for worked_s in (0.1, 0.5, 5.0):
+        now[0] += worked_s
+        rest()
+
+    assert slept == pytest.approx([0.3, 1.5, 2.0])
+
+
+def test_a_candidate_is_paced_through_its_golden_frames(
+    tmp_path: Path, tiny_bundle: ModelBundle, make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once after reading, before each golden frame, and before it takes over; at the start nobody waits."""
+    rests: list[int] = []
+    monkeypatch.setattr(daemon, "Pace", lambda: lambda: rests.append(1))
+    with running(tmp_path, tiny_bundle) as line:
+        assert rests == []
+        line.swap(other(make_bundle, tmp_path / "new").path)
+
+    assert len(rests) == 2 + len(tiny_bundle.golden.frames)
+
+
+class OtherEngine(EngineOpener):
+    """Opens bundles called `new` with the portable engine, as where the GPU could not be used."""
+
+    def open(self) -> Engine:
+        if self._bundle.path.name != "new":
+            return super().open()
+        self.fallback = "lost"
+        return open_engine(self._bundle, backend="onnxruntime", device="cpu", max_batch=4)
+
+
+def test_the_metrics_say_which_engine_runs_after_a_swap_and_how_it_is(
+    tmp_path: Path, tiny_bundle: ModelBundle, make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new model's engine and its fallback, in place of the first one's."""
+    monkeypatch.setattr(daemon, "EngineOpener", OtherEngine)
+    new = other(make_bundle, tmp_path / "new")
+
+    def shown(line: Line, text: str) -> bool:
+        with urllib.request.urlopen(line.ready.metrics_url, timeout=10) as page:
+            return text in page.read().decode()
+
+    with running(tmp_path, tiny_bundle) as line:
+        assert shown(line, 'kizu_engine_info{backend="openvino"')
+        assert line.swap(new.path)[-1].state == "promoted"
+
+        assert shown(line, 'kizu_engine_info{backend="onnxruntime"')
+        assert not shown(line, 'kizu_engine_info{backend="openvino"')
+        deadline = time.monotonic() + 20
+        while not shown(line, 'kizu_state{state="degraded"} 1.0'):
+            assert time.monotonic() < deadline
 
 
 @pytest.mark.parametrize("wrong", ["missing", "changed", "golden", "channels"])

@@ -29,6 +29,11 @@ class KeyRing:
             file.write(entry(name, made.public.decode(), rights))
         return made
 
+    def take_off(self, name: str) -> None:
+        """Remove every key of that name from the list."""
+        tables = self.peers.read_text().split("[[peers]]\n")[1:]
+        self.peers.write_text("".join(f"[[peers]]\n{one}" for one in tables if f'name = "{name}"' not in one))
+
     def stranger(self, name: str) -> ClientKeys:
         """A key that is not."""
         secret, _ = keys.make_pair("camera", name, self.folder)

@@ -1,6 +1,6 @@
 """A daemon in a process of its own, for the kill tests; with `--plant ORDER` one whose log works in a wrong order.
 
-    python line_daemon.py CONFIG.toml [--plant publish-first|ack-first] [--stop-at N]
+    python line_daemon.py CONFIG.toml [--plant publish-first|ack-first|goes-on|deaf] [--stop-at N]
 
 `--stop-at N` makes its log's writer stand still at its N-th group: in the right order between the commit and what is
 told about it, in a wrong one between what is told and the commit. The file `between` beside the configuration says so.
@@ -8,13 +8,15 @@ told about it, in a wrong one between what is told and the commit. The file `bet
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
-from edge import daemon
+from edge import daemon, sockets
 from edge.config import load_config
+from edge.errors import KizuError
 from edge.sinks import event_log
 from edge.sinks.event_log import EventLog
 
@@ -53,10 +55,28 @@ class ToldFirst(EventLog):
         return event
 
 
+class GoesOn(EventLog):
+    """Planted: acknowledges what could not be committed."""
+
+    def _commit(self, items: Any) -> Any:
+        try:
+            return super()._commit(items)
+        except sqlite3.Error:
+            return [item.event for item in items]
+
+
+KINDS: dict[str, type[EventLog]] = {"": RightOrder, "goes-on": GoesOn, "deaf": RightOrder}
+
 if __name__ == "__main__":
-    event_log.EventLog = ToldFirst if PLANTED else RightOrder  # type: ignore[misc]
+    if PLANTED == "deaf":  # no heartbeats: a cut network is not noticed
+        sockets.HEARTBEAT_IVL_MS = 0  # type: ignore[misc]
+    event_log.EventLog = KINDS.get(PLANTED, ToldFirst)  # type: ignore[misc]
     daemon.configure_logging()
     stop = daemon.StopRequest()
     path = Path(sys.argv[1])
-    with daemon.stopping_on_signals(stop):
-        daemon.serve(load_config(path), path, stop)
+    try:
+        with daemon.stopping_on_signals(stop):
+            daemon.serve(load_config(path), path, stop)
+    except KizuError as error:  # as `kizu run` ends
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)

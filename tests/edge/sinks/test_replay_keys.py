@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ class Log:
             on_refused=lambda reason: self.refused.update([reason]),
             context=self.context,
             keys=self.ring.server,
+            stands=lambda owner: self.door.stands(owner, "replay"),
         )
 
     def client(self, name: str, *rights: str) -> ReplayClient:
@@ -70,6 +72,23 @@ def test_without_the_comparison_it_could_move_any(log: Log) -> None:
     client = log.client("dash", "replay")
 
     assert client.cursor("other", 20).name == "other"
+    client.close()
+
+
+def test_a_key_taken_off_the_list_gets_no_more_answers(log: Log) -> None:
+    """On the connection that stands; counted, and the client is told why."""
+    client = log.client("dash", "replay")
+    assert client.cursor("dash", 20).name == "dash"
+
+    log.ring.take_off("dash")
+    deadline = time.monotonic() + 15
+    while log.door.names("replay"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+    with pytest.raises(SourceBroken, match="key_removed"):
+        client.cursor("dash", 20)
+    assert log.refused == {"key_removed": 1}
     client.close()
 
 

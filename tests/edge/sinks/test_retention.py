@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,6 +108,65 @@ def test_the_writer_applies_retention_by_itself(tmp_path: Path) -> None:
         fill(log, 2)
 
         assert log.removed >= 1 and log.removed_through >= 1
+
+
+def register(log: EventLog, name: str, cursor: int) -> None:
+    done = threading.Event()
+    log.move_cursor(name, cursor, 0, lambda at: done.set())
+    assert done.wait(10)
+
+
+HOUR_S = 3600.0
+KEEPING = Retention(max_age_s=60, keep_for_s=HOUR_S)
+
+
+@pytest.mark.parametrize(
+    ("retention", "silent_s", "left"),
+    [(MINUTE, 0, []), (KEEPING, 0, [3, 4, 5, 6]), (KEEPING, 2 * HOUR_S, [])],
+    ids=["passed", "held-back", "silent-for-too-long"],
+)
+def test_a_registered_subscriber_holds_events_back_only_by_choice(
+    log: EventLog, retention: Retention, silent_s: float, left: list[int]
+) -> None:
+    """The slowest one counts; without the choice, or once it was silent for longer, it is passed (the control)."""
+    fill(log, *range(6))
+    register(log, "press", 2)
+    register(log, "archive", 5)
+    log._connection.execute("UPDATE subscribers SET seen_ns = ?", (NOW_NS - round(silent_s * 1e9),))
+
+    retain(log, retention)
+
+    assert [event.log_sequence for event, _ in log.read_since(0, 10)] == left
+    log.verify()
+
+
+def test_bytes_too_are_held_back(log: EventLog) -> None:
+    """Every limit gives way to the choice."""
+    fill(log, *range(1000))
+    register(log, "press", 10)
+    log._connection.execute("UPDATE subscribers SET seen_ns = ?", (NOW_NS,))
+
+    while retain(log, Retention(max_bytes=200_000, keep_for_s=HOUR_S)):
+        pass
+
+    assert log.page(10, 1, 10**6).gap_last == 0 and log.page(9, 1, 10**6).gap_last == 10
+
+
+def test_who_was_passed_is_told_with_the_number_of_events(tmp_path: Path) -> None:
+    """Each event once, however many rounds retention takes; who has read them is not named."""
+    passed: Counter[str] = Counter()
+    with EventLog(tmp_path / "own.db", SystemClock()) as log:
+        fill(log, *range(600))
+        register(log, "press", 100)
+        register(log, "archive", 600)
+        log.on_passed = lambda name, events: passed.update({name: events})
+        log._retention = MINUTE
+        log._retention_due_ns = 0
+        while log.removed_through < 600:
+            fill(log, 0)  # the writer looks again after each group
+            assert log.failed is None
+
+    assert passed == {"press": 500}
 
 
 def test_a_log_of_schema_1_is_brought_up_to_date(tmp_path: Path) -> None:
