@@ -746,6 +746,7 @@ def _load_model(
         lambda: _open_told(config, bundle, opener, metrics, running),
         stages,
         opener,
+        lambda: _open_checked(config, bundle, opener, Pace()),
     )
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edge.console.shown import MAX_NAME, MAX_TEXT, CameraHealth, Delta, Health, Shown, Tile, shown
 from edge.console.trend import BIN_S, WINDOW_S, Trend
-from edge.events import DefectEvent
+from edge.events import FRAME, DefectEvent
 from edge.protocols import Clock
 from edge.wire import Head
 
@@ -89,7 +89,12 @@ class Board:
     # --- the feed's side ----------------------------------------------------------------------------------------------
 
     def take(self, event: DefectEvent, mask: NDArray[np.bool_] | None, *, live: bool) -> None:
-        """Note one event; `live` if it came by itself and not from the log."""
+        """Note one event; `live` if it came by itself and not from the log. What is about no frame has no tile."""
+        if event.kind != FRAME:
+            with self._lock:
+                self._note_log(event.log_epoch)
+                self._sign_s = self._now_s() if live else self._sign_s
+            return
         is_reject = event.decision == "reject"
         # Outlining takes a millisecond: not under the lock that the pages wait for.
         one = shown(event, mask, self._ordinal + is_reject)
