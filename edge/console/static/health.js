@@ -56,7 +56,7 @@ export class Health {
     if (this.lost !== null) return ["away", "no console"];
     if (this.last === null) return ["wait", "connecting"];
     if (this.last.away_s !== null) return ["away", "daemon away"];
-    if (this.last.state === "stalled" || this.last.state === "degraded") return ["warn", this.last.state];
+    if (["stalled", "degraded", "withheld"].includes(this.last.state)) return ["warn", this.last.state];
     return ["live", "live"];
   }
 
@@ -73,6 +73,7 @@ export class Health {
       told.push(["bad", "away", health.heard ? `The daemon is away ${since}. What is below is the last that was heard; it goes on by itself.` : `No daemon was heard ${since}. The page goes on by itself when it starts.`]);
     }
     if (health.state === "stalled") told.push(["bad", "stalled", "The line is stalled: it holds frames and gets nowhere."]);
+    if (health.state === "withheld") told.push(["bad", "withheld", "The challenge is not passed: every part is held. See kizu challenge."]);
     if (health.certificate === "void") told.push(["warn", "void", `The certificate has been void for ${duration(health.certificate_s)}: parts are no longer like those it stands on. Calibrate again.`]);
     if (health.fallback) told.push(["warn", "fallback", `The GPU cannot be used (${health.fallback}); the CPU takes its place.`]);
     else if (health.state === "degraded") told.push(["warn", "degraded", "The line is degraded: the engine is lost, parts are held."]);
