@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
+from calib.collect import COLLECT_TIMEOUT_S
 from calib.dataset import read_stored_image
 from calib.places import Box, Region, place
 from calib.planting import Defect, Kind, plant
@@ -191,7 +192,10 @@ class Line:
 
         clock, most = SystemClock(), self._source.manifest.input.max_batch
         aside = Metrics(CollectorRegistry(), (), clock)
-        EngineRunner(engine, lambda: engine, self._stages, aside, clock, most, 0, hand_over, warn).run(frames)
+        runner = EngineRunner(
+            engine, lambda: engine, self._stages, aside, clock, most, 0, hand_over, warn, COLLECT_TIMEOUT_S
+        )
+        runner.run(frames)
 
 
 def _refusal(verdict: Verdict) -> EngineError | DataError:

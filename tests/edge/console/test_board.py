@@ -219,6 +219,16 @@ def test_a_camera_that_stops_is_silent_by_its_own_rhythm(shop: Shop) -> None:
     assert {one.camera: one.silent for one in shop.health.cameras} == {"fast": False, "slow": False}
 
 
+def test_a_challenge_is_no_camera_that_falls_silent(shop: Shop) -> None:
+    """An event about the line has no tile, no place among the rejects and no count; it is a sign of life."""
+    shop.part("cam1")
+    shop.part("challenge", kind="challenge", reason="challenge")
+    shop.part("challenge", "inconclusive", kind="challenge", reason="challenge")
+    shop.later(120)
+
+    assert [camera.camera for camera in shop.health.cameras] == ["cam1"]
+
+
 def test_a_fast_camera_that_stops_is_silent_soon(shop: Shop) -> None:
     """Control."""
     for _ in range(100):
