@@ -243,11 +243,9 @@ def image_scores(draft: ModelBundle, paths: Sequence[Path]) -> Judged:
     """Whole images at native resolution, as the line will score them."""
     # Dense everywhere: the gate follows from this threshold, and a score from a coarse look is never higher.
     with open_engine(draft, backend=SCORING_BACKEND, streams=1, max_batch=1, refine=False) as engine:
-        found = [answer.anomaly_map for answer in collect(draft, engine, paths)]
-        scores, peaks = (
-            np.array([value(one) for one in found if one is not None], np.float32)
-            for value in (lambda one: one.score, lambda one: one.scores.max())
-        )
+        found = [one.anomaly_map for one in collect(draft, engine, paths) if one.anomaly_map is not None]
+        scores = np.array([one.score for one in found], np.float32)
+        peaks = np.array([one.scores.max() for one in found], np.float32)
         return scores, peaks, f"{engine.spec.name} {engine.spec.version} {engine.spec.device}"
 
 
