@@ -40,7 +40,7 @@ PER_BOOT = 1_000_000
 """Frame numbers of one boot: none is ever used again, also if the log lost it."""
 SURVIVES = (0.0, 0.5, 0.9)
 """The share of cached sectors that reach the disk, one of them drawn for each cut."""
-BOOT_S = 180.0
+BOOT_S = 600.0
 MEMORY_MIB = 512
 
 INIT = """#!/bin/busybox sh
