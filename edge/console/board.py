@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from edge.console.shown import MAX_NAME, MAX_TEXT, CameraHealth, Delta, Health, Shown, Tile, shown
 from edge.console.trend import BIN_S, WINDOW_S, Trend
-from edge.events import FRAME, DefectEvent
+from edge.events import DefectEvent
 from edge.protocols import Clock
 from edge.wire import Head
 
