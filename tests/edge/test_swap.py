@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge import daemon, sockets
+from edge import daemon, loading, sockets
 from edge.bundle import ModelBundle, ScoreCalibration
 from edge.config import EdgeConfig, load_config
 from edge.daemon import Ready, StopRequest, default_control_address
@@ -146,7 +146,7 @@ def test_a_candidate_is_paced_through_its_golden_frames(
 ) -> None:
     """Once after reading, before each golden frame, and before it takes over; at the start nobody waits."""
     rests: list[int] = []
-    monkeypatch.setattr(daemon, "Pace", lambda: lambda: rests.append(1))
+    monkeypatch.setattr(loading, "Pace", lambda: lambda: rests.append(1))
     with running(tmp_path, tiny_bundle) as line:
         assert rests == []
         line.swap(other(make_bundle, tmp_path / "new").path)
@@ -168,7 +168,7 @@ def test_the_metrics_say_which_engine_runs_after_a_swap_and_how_it_is(
     tmp_path: Path, tiny_bundle: ModelBundle, make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The new model's engine and its fallback, in place of the first one's."""
-    monkeypatch.setattr(daemon, "EngineOpener", OtherEngine)
+    monkeypatch.setattr(loading, "EngineOpener", OtherEngine)
     new = other(make_bundle, tmp_path / "new")
 
     def shown(line: Line, text: str) -> bool:
