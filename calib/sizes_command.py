@@ -14,8 +14,9 @@ import typer
 from edge.errors import CommandError
 
 if TYPE_CHECKING:
+    from calib.places import Box
     from calib.planting import Kind
-    from calib.sizes import Box, SizesReport
+    from calib.sizes import SizesReport
 
 DEFAULT_SIZES_PX = "2,3,4,6,8,12,16,24,32"
 
@@ -68,8 +69,9 @@ def sizes(
         CommandError: an option cannot be used as given.
         DataError: an image was trained on, cannot be inspected, or has no room for a size.
     """
-    from calib.sizes import Plan, find_sizes
+    from calib.sizes import find_sizes
     from calib.smallest import require_trials
+    from calib.trials import Plan
     from edge.bundle import open_bundle
     from edge.camera import open_camera
     from edge.engines.registry import require_backend

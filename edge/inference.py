@@ -147,7 +147,8 @@ class EngineRunner:
     """The inference thread's work: frames into batches, batches through the engine, as many in flight as it keeps.
 
     The only user of the engine once the thread runs. With a tiling, batches hold tiles, of more than one frame where
-    they meet; a frame is handed over when its last tile was collected, and given up with its first that failed.
+    they meet; a frame is handed over when its last tile was collected, and given up with its first that failed. A batch
+    has failed if it is not ready within `timeout_s`.
     """
 
     def __init__(
@@ -161,6 +162,7 @@ class EngineRunner:
         wait_ns: int,
         hand_over: Callable[[Scored | Unjudged], None],
         warn: Callable[[str, Mapping[str, object]], None],
+        timeout_s: float = ENGINE_TIMEOUT_S,
     ) -> None:
         self.lost = False
         """Whether there is no engine at present; read by other threads."""
@@ -175,6 +177,7 @@ class EngineRunner:
         self._clock = clock
         self._hand_over = hand_over
         self._warn = warn
+        self._timeout_s = timeout_s
         self._depth = self._most_out = engine.spec.depth
         self._max_batch, self._wait_ns = max_batch, wait_ns
         self._batcher = self._new_batcher()
@@ -335,7 +338,7 @@ class EngineRunner:
         ticket, batch, started_ns = self._out.popleft()
         self.calling_ns = self._clock.monotonic_ns()
         try:
-            answered, maps, scores = self._engine.collect(ENGINE_TIMEOUT_S)
+            answered, maps, scores = self._engine.collect(self._timeout_s)
         except EngineError as error:
             self._fail(batch, str(error))
             return

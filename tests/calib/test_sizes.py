@@ -12,17 +12,19 @@ import msgspec
 import numpy as np
 import pytest
 
-from calib import sizes as module
-from calib.sizes import Plan, SizesReport, find_sizes
+from calib import trials
+from calib.sizes import SizesReport, find_sizes
 from calib.sizes_command import sizes
 from calib.sizes_picture import draw
+from calib.trials import Plan
 from dark_spots import SIDE, dark_bundle
 from edge.bundle import CameraCalibration as CameraRow
 from edge.bundle import ModelBundle, Zone
 from edge.camera import CameraCalibration, Plane
 from edge.errors import CommandError, DataError
 from edge.images import decode_image, encode_mask_png, encode_png
-from edge.rules import Rule, RuleFile, Rules
+from edge.rule_file import Rule, RuleFile
+from edge.rules import Rules
 
 Invoke = Callable[..., Any]
 
@@ -141,7 +143,7 @@ def test_a_rejection_for_something_elsewhere_finds_nothing(
     bundle: ModelBundle, good: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Control: too faint to be found, beside a flaw that every frame has. Without looking where, all are hits."""
-    monkeypatch.setattr(module._Line, "rejected_as_they_are", lambda self, pictures, blur: set())
+    monkeypatch.setattr(trials.Line, "rejected_as_they_are", lambda self, pictures, blur: set())
     for path in good.iterdir():
         picture = np.full((SIDE, SIDE, 1), 128 + int(path.stem), np.uint8)
         picture[:4, :4] = 0
@@ -149,7 +151,7 @@ def test_a_rejection_for_something_elsewhere_finds_nothing(
     plan = {"contrasts": (-10.0,), "sizes": (8.0,), "roi_xywh": None}
 
     honest = tried(bundle, good, **plan).curves[0].points[0].hits
-    monkeypatch.setattr(module, "_touches", lambda region, near: True)
+    monkeypatch.setattr(trials, "_touches", lambda region, near: True)
     careless = tried(bundle, good, **plan).curves[0].points[0].hits
 
     assert honest <= 6 and careless == 29

@@ -23,6 +23,7 @@ function take(delta) {
   // After a pause of this page or of the console everything comes again.
   if (delta.first) tiles.clear();
   if (delta.tiles) tiles.update(delta.tiles);
+  if (delta.rejects) tiles.rejects(delta.rejects, !delta.first);
   if (delta.rejects || delta.skipped) strip.update(delta.rejects ?? [], delta.skipped ?? 0);
   if (delta.trend) trend.update(delta.trend, delta.bin_s);
   if (delta.health) {
