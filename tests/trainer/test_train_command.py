@@ -229,3 +229,20 @@ def test_a_teacher_for_a_method_without_one_is_refused(place: Path) -> None:
     result = CliRunner().invoke(app, options)
 
     assert isinstance(result.exception, CommandError) and "has no use for it" in str(result.exception)
+
+
+def test_provenance_tells_every_term_and_which_step_was_kept(place: Path) -> None:
+    """Two networks against each other, stopped by held-out good images: what a reader needs to believe the result."""
+    small = [f"--set={one}" for one in ("widths=8,8", "critic_widths=8,8", "latent=4", "batch_size=2", "patience=1")]
+    options = ["conad", "--data", str(place / "good"), "--out", str(place / "terms"), "--size", "64", "--steps", "20"]
+    app = typer.Typer()
+    app.command()(train)
+
+    result = CliRunner().invoke(app, [*options, *small])
+
+    assert result.exit_code == 0, result.output
+    training = open_bundle(place / "terms").provenance["training"]
+    assert training["best_step"] <= training["steps"] <= 20
+    assert training["schedule"]["patience"] == 1
+    assert len(training["terms"]) == len(training["curve"])
+    assert {"critic.real", "generator.winner"} <= training["terms"][0].keys()
