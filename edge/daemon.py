@@ -375,9 +375,9 @@ def serve(
         finally:
             notifier.stopping()
             metrics.set_state("stopping")
-            desk.close()
-            if challenge is not None:
+            if challenge is not None:  # before the desk, which may be waiting for one
                 challenge.close()
+            desk.close()
             pipeline.stop(STOP_TIMEOUT_S)
             log.info("stopped", signal=stop.signal, verdicts=metrics.frames.judged, failure=pipeline.failure)
         if pipeline.failure is not None:
@@ -746,6 +746,7 @@ def _load_model(
         lambda: _open_told(config, bundle, opener, metrics, running),
         stages,
         opener,
+        lambda: _open_checked(config, bundle, opener, Pace()),
     )
 
 

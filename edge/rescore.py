@@ -33,8 +33,9 @@ from edge.wire import NAME, decode_event
 
 Warn = Callable[[str], None]
 
-# What may differ between two looks at one frame: when, and where it stands in the log.
-_NOT_COMPARED: Final = frozenset({"decided_ns", "latency_ns", "log_epoch", "log_sequence", "line"})
+# What may differ between two looks at one frame: when, where it stands in the log, and whether the certificate held
+# then, which other parts decided. A bundle with another certificate is another `model_id`.
+_NOT_COMPARED: Final = frozenset({"decided_ns", "latency_ns", "log_epoch", "log_sequence", "line", "certified"})
 _WAIT_S: Final = 120.0
 
 

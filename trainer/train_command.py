@@ -312,6 +312,8 @@ def _identity(job: _Job) -> dict[str, Any]:
         # Only where it is new: checkpoints of the time before are of resized images.
         **({"fit": job.fit} if job.fit != "resize" else {}),
         "teacher_sha256": ", ".join(teachers),
+        # The folders' names are in the settings; what lies in them is not.
+        **{f"{key} seen": described[key] for key in ("bad", "photographs") if key in described},
     }
 
 

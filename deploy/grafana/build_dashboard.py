@@ -69,7 +69,7 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
         number(
             "Rejected",
             "Share of the judged parts.",
-            share('decision="reject"', 'reason="score"', "instance"),
+            share('decision="reject"', 'decision!="inconclusive"', "instance"),
             unit="percentunit",
         ),
         number("Certified", "1 while the certificate holds.", f"kizu_certificate_valid{{{LINE}}}"),
@@ -86,7 +86,7 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
         Panel(
             "Rejected share",
             "Of judged parts.",
-            ((share('decision="reject"', 'reason="score"', "camera"), "{{camera}}"),),
+            ((share('decision="reject"', 'decision!="inconclusive"', "camera"), "{{camera}}"),),
             unit="percentunit",
         ),
         Panel(

@@ -74,8 +74,8 @@ def verdict_of(stages: Any, bundle: ModelBundle, camera: str) -> Verdict:
 
 def test_each_camera_is_judged_by_its_own_row(tiny_bundle: ModelBundle) -> None:
     """One map, one score: above the left camera's threshold, below the other's, and outside a third one's zone."""
-    far = Zone("far", ((1000.0, 0.0), (1010.0, 0.0), (1010.0, 10.0)))
-    corner = Zone("corner", ((0.0, 0.0), (16.0, 0.0), (16.0, 16.0), (0.0, 16.0)), offset=-0.75)
+    far = Zone("far", (((1000.0, 0.0), (1010.0, 0.0), (1010.0, 10.0)),))
+    corner = Zone("corner", (((0.0, 0.0), (16.0, 0.0), (16.0, 16.0), (0.0, 16.0)),), offset=-0.75)
     rows = {
         "left": ROW,
         "right": CameraCalibration(2.0, 2.0, 4, (0.1,)),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +15,13 @@ from typer.testing import CliRunner, Result
 from calib.evaluation import evaluate_bundle
 from edge.bundle import check_golden, open_bundle
 from edge.engines.registry import open_engine
-from edge.errors import CommandError, DataError
+from edge.errors import CommandError, DataError, TrainingError
 from edge.images import encode_png
-from trainer.config import override
+from trainer.config import Schedule, override
 from trainer.methods import METHODS
 from trainer.negatives import require_unseen
 from trainer.presets import PRESETS, choose_preset
-from trainer.train_command import train
+from trainer.train_command import INTERRUPTED, train
 
 
 @pytest.fixture
@@ -46,18 +48,23 @@ def run(place: Path, method: str, *extra: str, size: int | None = 64) -> Result:
     return CliRunner().invoke(app, [method, *options, *([] if size is None else ["--size", str(size)]), *extra])
 
 
+CHEAP = ["--set", "crops=2", "--set", "ascent_steps=1"]
+
+
 @pytest.mark.parametrize(
-    ("method", "preset", "bad"),
+    ("method", "preset", "bad", "more"),
     [
-        ("drocc", "dense", False),
-        ("drocc-lf", "dense", True),
-        ("fcdd", "confetti", True),
-        ("fcdd", "confetti-masks", True),
+        ("drocc", "dense", False, CHEAP),
+        ("drocc-lf", "dense", True, CHEAP),
+        ("fcdd", "confetti", True, []),
+        ("fcdd", "confetti-masks", True, []),
     ],
 )
-def test_another_method_becomes_a_bundle_by_the_same_command(place: Path, method: str, preset: str, bad: bool) -> None:
+def test_another_method_becomes_a_bundle_by_the_same_command(
+    place: Path, method: str, preset: str, bad: bool, more: list[str]
+) -> None:
     """Trained, exported, and its golden frames agree in the line's engine; bad parts are named by digest."""
-    result = run(place, method, "--preset", preset, *(["--bad", str(place / "bad")] if bad else []))
+    result = run(place, method, "--preset", preset, *more, *(["--bad", str(place / "bad")] if bad else []))
 
     assert result.exit_code == 0, (result.output, result.exception)
     bundle = open_bundle(place / "bundle")
@@ -126,6 +133,29 @@ def test_a_bad_part_that_is_tested_with_or_called_good_is_refused_under_any_name
         require_unseen(place / "bad", place / data)
     error = run(place, "drocc-lf", "--bad", str(place / "bad")).exception
     assert isinstance(error, DataError) and "another-name.png" in str(error)
+
+
+def test_a_stopped_run_does_not_go_on_with_other_bad_parts(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder's name is the same, what lies in it is not; unchanged, the run goes on."""
+    rate_at = Schedule.rate_at
+
+    def interrupting(schedule: Schedule, step: int) -> float:
+        if step == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return rate_at(schedule, step)
+
+    monkeypatch.setattr(Schedule, "rate_at", interrupting)
+    assert run(place, "fcdd", "--bad", str(place / "bad")).exit_code == INTERRUPTED
+    monkeypatch.undo()
+    taken = {path.name: path.read_bytes() for path in (place / "bad").glob("60*")}
+    for name in taken:
+        (place / "bad" / name).unlink()
+
+    with pytest.raises(TrainingError, match="belongs to another run: bad seen differ"):
+        raise run(place, "fcdd", "--bad", str(place / "bad"), "--resume").exception or AssertionError("not refused")
+    for name, data in taken.items():
+        (place / "bad" / name).write_bytes(data)
+    assert run(place, "fcdd", "--bad", str(place / "bad"), "--resume").exit_code == 0
 
 
 def test_every_method_has_presets_that_take_the_common_settings() -> None:

@@ -109,6 +109,9 @@ class ConadConfig:
 FRAMES = ConadConfig(preset="frames", epochs=20, min_steps=400, max_steps=600)
 """The recommended preset: whole frames, two heads, sized for two CPU cores."""
 
+PAPER_FRAMES = ConadConfig(preset="paper-frames", size_px=224, stride=1, batch_size=32)
+"""The paper's setting for metal parts as far as it is told: 224 px, a cell a pixel, two heads, the largest tenth."""
+
 CIFAR = ConadConfig(
     preset="cifar",
     size_px=32,
@@ -123,5 +126,7 @@ CIFAR = ConadConfig(
 )
 """The paper's CIFAR-10 setting as far as it is told: 32 x 32 px, DCGAN-like, eight heads, the whole NLL as score."""
 
-PRESETS: Mapping[str, ConadConfig] = MappingProxyType({preset.preset: preset for preset in (FRAMES, CIFAR)})
+PRESETS: Mapping[str, ConadConfig] = MappingProxyType(
+    {preset.preset: preset for preset in (FRAMES, PAPER_FRAMES, CIFAR)}
+)
 RECOMMENDED = "frames"
