@@ -15,7 +15,7 @@ parts), then clean parts, then brighter ones.
 parts are bad ones (the demo's photographs of them): a certificate is about good parts, and bad ones are why a line is
 inspected. `delay` is in parts after the change, over `runs` of them,
 for a change after 1,000 and after 20,000 clean parts. Prints one JSON object; run with `python benchmarks/drift.py
-[--runs N] [--clean-runs N]`.
+[--runs N] [--clean-runs N] [--only NAME ...]`.
 """
 
 from __future__ import annotations
@@ -175,9 +175,10 @@ def delays(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--variants", type=int, default=20, help="pictures made of each photograph")
+    parser.add_argument("--variants", type=int, default=12, help="pictures made of each photograph")
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--clean-runs", type=int, default=10)
+    parser.add_argument("--only", choices=[*DETECTORS], nargs="+", default=[*DETECTORS])
     given = parser.parse_args()
     clean, bright = real_scores(given.variants), real_scores(given.variants, gain=BRIGHTER)
     bad = real_scores(4, folders=BAD)
@@ -188,7 +189,8 @@ def main() -> None:
         "sample": SAMPLE,
         "clean_parts_per_run": CLEAN,
     }  # fmt: skip
-    for name, make in DETECTORS.items():
+    for name in given.only:
+        make = DETECTORS[name]
         found[name] = {
             "clean_runs": given.clean_runs,
             "false_alarms": false_alarms(make, clean, given.clean_runs),

@@ -201,8 +201,8 @@ def images(data: str, split: str) -> tuple[Frames, NDArray[np.int64], list[str]]
             return bordered[..., None], file[f"{split}_labels"].astype(np.int64), [str(digit) for digit in range(10)]
         offsets, jpeg = file[f"{split}_offsets"], file[f"{split}_jpeg"]
         labels, names = file[f"{split}_labels"].astype(np.int64), [str(name) for name in file["classes"]]
-    decoded = [cv2.imdecode(jpeg[start:end], cv2.IMREAD_COLOR) for start, end in pairwise(offsets)]
-    return np.stack([cv2.cvtColor(one, cv2.COLOR_BGR2RGB) for one in decoded]), labels, names  # type: ignore[arg-type]
+    decoded: list[Any] = [cv2.imdecode(jpeg[start:end], cv2.IMREAD_COLOR) for start, end in pairwise(offsets)]
+    return np.stack([cv2.cvtColor(one, cv2.COLOR_BGR2RGB) for one in decoded]), labels, names
 
 
 if __name__ == "__main__":

@@ -14,9 +14,8 @@ import typer
 from edge.errors import CommandError
 
 if TYPE_CHECKING:
-    from calib.certificate import MinArea
     from calib.promise import Certificate, Promise
-    from edge.bundle import RoiXywh
+    from calib.request import MinArea
 
 
 def calibrate(
@@ -35,8 +34,11 @@ def calibrate(
         str | None, typer.Option(metavar="N[:GAP]", help="Without part numbers: N frames in a row count as one part.")
     ] = None,
     bad: Annotated[Path | None, typer.Option(help="Folder of bad parts: how many pass; they change nothing.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="What people said at `kizu console`: false rejects are good, defects are not.")
+    ] = None,
     line: Annotated[Path | None, typer.Option(help="The line's TOML file: regions of interest of its cameras.")] = None,
-    zones: Annotated[Path | None, typer.Option(help="TOML file of zones: what is inspected, a threshold each.")] = None,
+    zones: Annotated[Path | None, typer.Option(help="Zones, a threshold each: TOML file or mask picture.")] = None,
     min_area: Annotated[
         str | None,
         typer.Option(metavar="PX|certify", help="Smallest defect region; certify: from the good parts. As before."),
@@ -52,12 +54,14 @@ def calibrate(
 ) -> None:
     """Certify a threshold: at most RATE of good parts rejected, with confidence C, from other good parts."""
     # SciPy and numba take a second to load: not for `--help`.
-    from calib.certificate import Request, certify_parts
+    from calib.certificate import certify_parts
     from calib.certificate_page import certificate_page
     from calib.parts import grouping_of
+    from calib.request import Request
     from calib.threshold import parse_rate
-    from calib.zoning import read_zones
+    from calib.zone_files import read_zones
     from edge.bundle import open_bundle
+    from edge.config import load_config
     from edge.engines.registry import require_backend
     from edge.images import write_atomically
 
@@ -69,7 +73,8 @@ def calibrate(
         skip_bad=skip_bad_images,
         grouping=grouping_of(parts, part_pattern, block),
         bad=bad,
-        roi_xywh={} if line is None else _regions(line, one_camera=parts is None and part_pattern is None),
+        labels=labels,
+        line=None if line is None else {camera.name: camera.roi_xywh for camera in load_config(line).cameras},
         zones={} if zones is None else read_zones(zones),
     )
     page = report or out.with_name(f"{out.name}.certificate.html")
@@ -86,7 +91,8 @@ def calibrate(
     if source.signed_by is not None:
         # Whoever signed the source vouched for its thresholds, not for these.
         typer.echo(f"warning: {bundle} is signed, {out} is not: run `kizu sign {out} --key FILE`", err=True)
-    typer.echo(msgspec.json.encode(certified.certificate) if json else f"{table(certified.certificate)}\npage {page}")
+    typer.echo(msgspec.json.encode(certified.certificate) if json else table(certified.certificate))
+    typer.echo(f"page to sign: {page}", err=json)
 
 
 def _min_area(text: str | None) -> MinArea:
@@ -95,20 +101,6 @@ def _min_area(text: str | None) -> MinArea:
     if not text.isdecimal() or int(text) < 1:
         raise CommandError(f"--min-area {text!r}: expected pixels, at least 1, or the word certify")
     return int(text)
-
-
-def _regions(line: Path, *, one_camera: bool) -> dict[str, RoiXywh]:
-    """By camera; "" is the only camera of a line whose pictures do not say which one took them."""
-    from edge.config import load_config
-
-    cameras = load_config(line).cameras
-    if one_camera and len(cameras) > 1:
-        raise CommandError(
-            f"--line {line} has {len(cameras)} cameras; say which one took each picture: (?P<camera>…) in "
-            "--part-pattern, or a column camera in --parts"
-        )
-    found = {"" if one_camera else camera.name: camera.roi_xywh for camera in cameras}
-    return {name: roi for name, roi in found.items() if roi is not None}
 
 
 def table(certificate: Certificate) -> str:
@@ -153,8 +145,7 @@ def _promise_rows(promise: Promise) -> list[tuple[str, str]]:
     rows = [
         (
             "threshold",
-            f"{promise.threshold:.6g}, number {promise.rank:,} of {promise.parts:,} scores, ascending; "
-            f"reject above it ({_exceedances(promise)})",
+            f"{promise.threshold:.6g}: {promise.rule}; reject above it",
         ),
         ("before", f"{promise.previous_threshold:.6g}, which rejects {promise.rejected_before} of these good parts"),
         ("pixel threshold", f"{promise.pixel_threshold:.6g}, regions of at least {promise.min_area_px} px"),
@@ -170,10 +161,3 @@ def _promise_rows(promise: Promise) -> list[tuple[str, str]]:
             )
         )
     return rows
-
-
-def _exceedances(promise: Promise) -> str:
-    return (
-        f"{promise.allowed_exceedances} of the sample may lie above" if promise.allowed_exceedances
-        else "the sample's maximum"
-    )  # fmt: skip

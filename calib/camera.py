@@ -218,7 +218,7 @@ def _charuco(gray: NDArray[np.uint8], board: Board) -> _Found | None:
     if corners is None or ids is None or len(ids) < MIN_CORNERS:
         return None
     places = np.asarray(printed.getChessboardCorners(), np.float64)[:, :2]
-    return np.asarray(corners, np.float32), places[np.ravel(ids)]
+    return np.asarray(corners, np.float32), np.asarray(places[np.ravel(ids)], np.float64)
 
 
 def _require_spread(views: Sequence[View], size: tuple[int, int]) -> None:

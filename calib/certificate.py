@@ -7,17 +7,17 @@ about parts drawn like the sample, and a good part is rejected if any of its fra
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 
 from calib.dataset import data_sha256
-from calib.parts import Grouping, PartImage
+from calib.labels import open_labels, with_labels
+from calib.parts import PartImage
 from calib.progress import Advance, progress
 from calib.promise import SCHEMA_VERSION, Certificate, Fit, promise_of, record_of, summary
+from calib.request import MinArea, Request, notes_of, regions_of, require_cameras
 from calib.sample import Sample, choose_bad, choose_sample, require_all_rows
 from calib.scoring import Scored, score_parts
 from calib.threshold import fit_threshold, require_parts, required_parts
@@ -25,36 +25,13 @@ from calib.zoning import fit_zones, require_zone_parts
 from edge.bundle import (
     CameraCalibration,
     ModelBundle,
-    RoiXywh,
     ScoreCalibration,
     Zone,
     check_golden,
     derive_bundle,
 )
 from edge.engines.registry import Backend, open_engine
-from edge.errors import CalibrationError, CommandError, DataError
-
-MinArea = int | Literal["certify"] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What is asked for, beside the sample.
-
-    `min_area_px` None keeps the source's; "certify" fits it: at most `false_rejects` of good parts show a region of
-    that size above the source's pixel threshold, which is then kept. `roi_xywh` and `zones` are by camera, "" where
-    cameras are not told apart.
-    """
-
-    false_rejects: float
-    confidence: float
-    min_area_px: MinArea = None
-    backend: Backend = "openvino"
-    skip_bad: bool = False
-    grouping: Grouping = field(default_factory=Grouping)
-    bad: Path | None = None
-    roi_xywh: Mapping[str, RoiXywh] = field(default_factory=dict)
-    zones: Mapping[str, Sequence[Zone]] = field(default_factory=dict)
+from edge.errors import CalibrationError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,14 +76,16 @@ def certify_parts(source: ModelBundle, good: Path, out: Path, request: Request) 
     Raises:
         CalibrationError: too few good parts; says how many are needed, before the engine runs where that can be known.
             Or all parts score the same.
-        CommandError: a region or zones are given for a camera that has no images.
+        CommandError: zones or a line name other cameras than the pictures do.
         DataError: an image was in the training set, or cannot be inspected (without `skip_bad`).
         EngineError, ParityError: the backend failed, or does not give the bundle's golden answers on this machine.
     """
     sample = choose_sample(source, good, request.grouping)
+    if request.labels is not None:
+        sample = with_labels(source, sample, open_labels(request.labels), request.grouping)
     bad = {} if request.bad is None else choose_bad(source, request.bad, sample, request.grouping)
     require_all_rows(request.grouping, [*sample.images, *bad])
-    _require_cameras(request, sample, bad)
+    require_cameras(request, sample, bad)
     for camera in sample.cameras():
         _require_enough(request, camera, len({image.part for image in sample.of_camera(camera)}))
     draft = _draft(source, request, sample)
@@ -136,24 +115,12 @@ def certify_parts(source: ModelBundle, good: Path, out: Path, request: Request) 
         skipped={name: why for one in [*scored.values(), *wrong.values()] for name, why in one.skipped.items()},
         left_out=[part for one in scored.values() for part in one.left_out],
         spacing=len(sample.spacing),
-        warnings=[*sample.warnings, *_notes(whole["suspects"], request, scored)],
+        warnings=[*sample.warnings, *notes_of(request, whole["suspects"], scored)],
         cameras=promises if list(promises) != [""] else {},
     )
     record = record_of(certificate, scored, bad)
     derived = derive_bundle(source, out, calibration=calibration, provenance_extra={"score_calibration": record})
     return Certified(msgspec.structs.replace(certificate, model_id=derived.model_id), derived, scored, wrong)
-
-
-def _require_cameras(request: Request, sample: Sample, bad: Iterable[PartImage]) -> None:
-    if unknown := sorted({*request.roi_xywh, *request.zones} - set(sample.cameras())):
-        known = ", ".join(filter(None, sample.cameras())) or "none is named: see --part-pattern and --parts"
-        raise CommandError(
-            f"camera {unknown[0]!r} has a region or zones but no good parts (cameras with images: {known})"
-        )
-    if lost := sorted({image.camera for image in bad if image.camera} - set(sample.cameras())):
-        raise DataError(f"{request.bad}: bad parts of camera {lost[0]!r}, of which there are no good parts")
-    if request.min_area_px == "certify" and any(request.zones.values()):
-        raise CommandError("--min-area certify: with zones the pixel threshold is theirs; give a number of pixels")
 
 
 def _require_enough(request: Request, camera: str, parts: int) -> None:
@@ -170,6 +137,7 @@ def _require_enough(request: Request, camera: str, parts: int) -> None:
 
 def _draft(source: ModelBundle, request: Request, sample: Sample) -> ModelBundle:
     """The source with the regions asked for, and zones that have no thresholds of their own yet; not on disk."""
+    regions = regions_of(request, sample)
     plain = msgspec.structs.replace(source.calibration, roi_xywh=None, zones=(), cameras={})
     table = {
         camera: CameraCalibration(
@@ -177,7 +145,7 @@ def _draft(source: ModelBundle, request: Request, sample: Sample) -> ModelBundle
             pixel_threshold=plain.pixel_threshold,
             min_area_px=plain.min_area_px,
             scores=plain.scores,
-            roi_xywh=request.roi_xywh.get(camera),
+            roi_xywh=regions[camera],
             zones=tuple(msgspec.structs.replace(zone, offset=0.0) for zone in request.zones.get(camera, ())),
         )
         for camera in sample.cameras()
@@ -232,6 +200,7 @@ def _fit(source: ModelBundle, camera: str, scored: Scored, request: Request) -> 
     _require_differences(source, camera, scored)
     zones = tuple(request.zones.get(camera, ()))
     if zones:
+        zones = _sized(camera, zones, scored)
         fitted, zones, scores = fit_zones(scored, zones, **asked)
     else:
         scores = list(scored.scores.values())
@@ -248,6 +217,18 @@ def _fit(source: ModelBundle, camera: str, scored: Scored, request: Request) -> 
         pixel_threshold = source.calibration.pixel_threshold
         min_area_px = 1 + round(sorted(scored.areas.values())[fitted.rank - 1])
     return Fit(fitted, tuple(sorted(scores)), pixel_threshold, min_area_px, zones)
+
+
+def _sized(camera: str, zones: tuple[Zone, ...], scored: Scored) -> tuple[Zone, ...]:
+    """The zones, for frames of the sample's size: in a frame of another one they would lie elsewhere."""
+    if len(scored.sizes) > 1:
+        sizes = ", ".join(f"{width} x {height}" for height, width in sorted(scored.sizes)[:3])
+        raise CalibrationError(
+            f"{f'camera {camera}: ' if camera else ''}pictures of {len(scored.sizes)} sizes ({sizes} px), but zones "
+            "are drawn in frame pixels; give pictures of one size"
+        )
+    (size,) = scored.sizes
+    return tuple(msgspec.structs.replace(zone, frame_size=size) for zone in zones)
 
 
 def _require_differences(source: ModelBundle, camera: str, scored: Scored) -> None:
@@ -294,21 +275,3 @@ def _calibration(
         zones=alone.zones if alone else (),
         cameras={} if alone else table,
     )
-
-
-def _notes(suspects: dict[str, float], request: Request, scored: dict[str, Scored]) -> list[str]:
-    notes = []
-    if suspects:
-        notes.append(
-            f"{len(suspects)} of the good parts score far above the others and may be bad ones: "
-            f"{', '.join(list(suspects)[:3])}; look at them on the certificate's page; they count until they are taken "
-            "out"
-        )
-    if len(scored) > 1:
-        joint = min(1.0, len(scored) * request.false_rejects)
-        sure = max(0.0, 1 - len(scored) * (1 - request.confidence))
-        notes.append(
-            f"each of {len(scored)} cameras has a certificate of its own; that at most {100 * joint:.4g}% of good "
-            f"parts are rejected by any of them has {100 * sure:.4g}% confidence"
-        )
-    return notes

@@ -98,10 +98,8 @@ def _region(roi: tuple[int, int, int, int] | None) -> str:
 
 
 def _numbers(promise: Promise) -> Markup:
-    above = promise.allowed_exceedances
-    rule = "the highest score" if above == 0 else f"number {promise.rank:,} of {promise.parts:,} scores, ascending"
     rows = [
-        ("threshold", f"{promise.threshold:.6g}: {rule}; a part is rejected above it"),
+        ("threshold", f"{promise.threshold:.6g}: {promise.rule}; a part is rejected above it"),
         ("before", f"{promise.previous_threshold:.6g}, which rejects {promise.rejected_before} of these good parts"),
         ("pixels", f"marked above {promise.pixel_threshold:.6g}, in regions of at least {promise.min_area_px} px"),
     ]

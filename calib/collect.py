@@ -88,12 +88,12 @@ def collect(
                 anomaly_map = to_map(model_input, maps[0], float(scores[0]), bundle.manifest.map)
         except EngineError as error:
             raise EngineError(f"{path}: {error}") from error
-        anomaly_map = zones(anomaly_map)
+        anomaly_map = zones(anomaly_map, (frame.image.shape[0], frame.image.shape[1]))
         yield Collected(path, decide.verdict(frame, anomaly_map, ()), anomaly_map)
 
     for sequence, path in enumerate(paths):
         advance(sequence)
-        prepared = _prepare(path, FrameId(camera, epoch=0, sequence=sequence, captured_ns=0), preprocess)
+        prepared = _prepare(path, FrameId(camera, epoch=0, sequence=sequence, captured_ns=0), preprocess, zones)
         if isinstance(prepared, tuple):
             frame, model_input = prepared
             if bad:
@@ -117,12 +117,13 @@ def collect(
         raise DataError(_refusal(bad, len(paths)))
 
 
-def _prepare(path: Path, name: FrameId, preprocess: Preprocess) -> tuple[Frame, ModelInput] | Unreadable:
+def _prepare(path: Path, name: FrameId, preprocess: Preprocess, zones: Zones) -> tuple[Frame, ModelInput] | Unreadable:
     try:
         frame = Frame(name, read_stored_image(path))
     except ImageRefused as error:
         return Unreadable(name, error.reason, str(error))
     try:
+        zones.require_size((frame.image.shape[0], frame.image.shape[1]))
         return frame, preprocess(frame)
     except ImageRefused as error:
         return Unreadable(name, "shape", f"{path}: {error}")

@@ -132,7 +132,7 @@ def evaluate_bundle(
         EngineError: the backend failed.
         ParityError: the backend does not give the bundle's golden answers on this machine.
     """
-    bundle = replace(bundle, calibration=_calibration_for(bundle, camera))
+    bundle = replace(bundle, calibration=calibration_for(bundle, camera))
     if maps is not None and _one_number(bundle):
         raise CommandError(
             f"--maps {maps}: {bundle.path} ({bundle.manifest.method}, {bundle.manifest.preset}) gives one number an "
@@ -161,7 +161,12 @@ def evaluate_bundle(
     return msgspec.structs.replace(found, tiles=refined[0], tiles_refined=refined[1])
 
 
-def _calibration_for(bundle: ModelBundle, camera: str | None) -> ScoreCalibration:
+def calibration_for(bundle: ModelBundle, camera: str | None) -> ScoreCalibration:
+    """Return what holds for pictures of `camera`, None where cameras are not told apart.
+
+    Raises:
+        CommandError: the bundle tells them apart and this one is not named, or not known; or it does not and one is.
+    """
     known = bundle.calibration.cameras
     if known and camera not in known:
         raise CommandError(

@@ -42,6 +42,16 @@ class Promise(msgspec.Struct, frozen=True, kw_only=True):
     zones: dict[str, float] = {}
     escapes: Escapes | None = None
 
+    @property
+    def rule(self) -> str:
+        """Where the threshold comes from, in words."""
+        above = self.allowed_exceedances
+        if self.zones:
+            return f"the highest of {len(self.zones)} zones' thresholds, which {above + 1} of {self.parts:,} parts set"
+        if above == 0:
+            return f"the highest of {self.parts:,} scores"
+        return f"number {self.rank:,} of {self.parts:,} scores, ascending; {above} of the sample may lie above"
+
 
 class Certificate(Promise, frozen=True, kw_only=True):
     """What `kizu calibrate --json` prints: the promise, what it stands on, and the bundle that makes it.

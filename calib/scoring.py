@@ -40,8 +40,9 @@ class Worst:
 class Scored:
     """By part, in the order of their first frame: highest score, highest map value, largest region in frame pixels.
 
-    `zones` holds the highest raw value in each zone (zones,). `files` are the images that count with their digests,
-    `skipped` the others with what is wrong with them, `left_out` the parts that lack one of them.
+    `zones` holds the highest raw value in each zone (zones,); `sizes` are the frames' (height, width). `files` are the
+    images that count with their digests, `skipped` the others with what is wrong with them, `left_out` the parts that
+    lack one of them.
     """
 
     scores: dict[str, float] = field(default_factory=dict)
@@ -52,6 +53,7 @@ class Scored:
     skipped: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     worst: dict[str, Worst] = field(default_factory=dict)
+    sizes: set[tuple[int, int]] = field(default_factory=set)
 
     lowest: bool = False
     """Whether the pictures are those of the parts that score lowest: of bad parts, these are the ones to look at."""
@@ -107,6 +109,7 @@ def _add(
     segment: Segment | None,
 ) -> None:
     part, size = image.part, answer.verdict.frame_size
+    scored.sizes.add(size)
     score = anomaly_map.score
     if score > scored.scores.get(part, -np.inf):
         scored.worst[part] = Worst(image, score, anomaly_map, size)

@@ -1,78 +1,33 @@
-"""Plants defects into held-out good frames, lets the line's own code look, and reports the smallest sizes found.
+"""From counted trials to the smallest sizes found, kind by kind, contrast by contrast, region by region.
 
-Owns what is tried where, what counts as found, and the report; the statistics are `smallest`, the looks of a defect
-`planting`, how a frame is judged `edge.inference`: preprocessing, engine, threshold, segmentation, measuring and rules
-are those of the daemon.
-
-Found means: the part is rejected, and a region touches the planted pixels, grown by one cell of the map. A rejection
-for something elsewhere finds nothing. Frames that are rejected as they are take no part; they are named.
+Owns the report and which frames take part: held-out good ones; those that are rejected as they are, are named and left
+out. The trials are `trials`', the statistics `smallest`.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from queue import Empty
 from typing import Final
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry
 
-from calib.dataset import read_stored_image
-from calib.planting import SCRATCH_WIDTH_PX, Defect, Kind, plant
-from calib.progress import Advance, progress
+from calib.evaluation import calibration_for
+from calib.places import Box, regions_of
+from calib.planting import SCRATCH_WIDTH_PX
 from calib.sample import choose_sample
 from calib.smallest import Tried, lower_bound, smallest_found
-from edge.bundle import ModelBundle, check_golden
+from calib.trials import Cell, Line, Plan, in_order, read_pictures, stages_of
+from edge.bundle import ModelBundle
 from edge.camera import CameraCalibration
-from edge.challenge import verdicts_of
-from edge.clock import SystemClock
-from edge.engines.registry import Backend, open_engine
-from edge.errors import DataError, EngineError, ImageRefused
-from edge.images import cv2, read_image
-from edge.inference import EngineRunner, Scored, Stages, Unjudged
-from edge.metrics import Metrics
+from edge.engines.registry import Backend
+from edge.errors import DataError
 from edge.rules import Rules
-from edge.stages.decide import Decide
-from edge.stages.flatfield import flat_field_of
-from edge.stages.measure import Measure
-from edge.stages.preprocess import Preprocess
-from edge.stages.segment import Segment
-from edge.stages.tile import tiling_of
-from edge.types import Decision, DefectRegion, Frame, FrameId, Reason, Verdict
 
 SCHEMA_VERSION: Final = 1
-CAMERA: Final = "planted"
-GIVEN_UP_BELOW: Final = 0.05
-"""A size of which fewer are found ends the way down: smaller ones would cost time and show nothing."""
-
-Box = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is tried. `sizes` in mm where the camera has a scale, else in px.
-
-    `grid` is (rows, columns) of regions; or `masks` a folder of pictures, each not 0 in the region named like its file.
-    `blur_px` is the standard deviation of a Gaussian that blurs every frame, after planting.
-    """
-
-    kinds: tuple[Kind, ...]
-    contrasts: tuple[float, ...]
-    sizes: tuple[float, ...]
-    trials: int = 61
-    probability: float = 0.9
-    confidence: float = 0.95
-    grid: tuple[int, int] = (1, 1)
-    masks: Path | None = None
-    blur_px: float = 0.0
-    seed: int = 0
 
 
 class Point(msgspec.Struct, frozen=True):
@@ -130,24 +85,29 @@ def find_sizes(
     roi_xywh: Box | None = None,
     camera: CameraCalibration | None = None,
     rules: Rules | None = None,
+    seen_by: str | None = None,
 ) -> SizesReport:
-    """Try `plan` on the good images in the folder `good`.
+    """Try `plan` on the good images in the folder `good`, which the camera `seen_by` took if the bundle asks for it.
 
     Raises:
+        CommandError: it does, and no such camera is named.
         DataError: an image was trained on, cannot be inspected, or is too small for what is to be planted.
         EngineError, ParityError: the backend failed, or does not give the bundle's golden answers on this machine.
     """
+    source = replace(source, calibration=calibration_for(source, seen_by))
     sample = choose_sample(source, good)
-    pictures = _read([image.path for image in sample.images])
-    stages = _stages(source, roi_xywh, camera, rules)
-    line = _Line(source, stages, backend)
+    pictures = read_pictures([image.path for image in sample.images])
+    stages = stages_of(source, roi_xywh, camera, rules)
+    line = Line(source, stages, backend)
     rejected = line.rejected_as_they_are(pictures, plan.blur_px)
     kept = {name: image for name, image in pictures.items() if name not in rejected}
     if not kept:
         raise DataError(f"{good}: every image is rejected as it is; look at them, or calibrate the threshold first")
+    frame_sizes = {(image.shape[0], image.shape[1]) for image in kept.values()}
+    regions = regions_of(frame_sizes, roi_xywh=roi_xywh, grid=plan.grid, masks=plan.masks)
     cells = [
-        _Cell(kind, contrast, region, size, np.random.SeedSequence((plan.seed, number)))
-        for number, (kind, contrast, region, size) in enumerate(_in_order(plan, _regions(plan, roi_xywh, kept)))
+        Cell(kind, contrast, region, size, np.random.SeedSequence((plan.seed, number)))
+        for number, (kind, contrast, region, size) in enumerate(in_order(plan, regions))
     ]
     line.run(cells, kept, plan, camera)
     scale = camera is not None and camera.has_scale
@@ -178,319 +138,7 @@ def find_sizes(
     )
 
 
-# --- what is tried ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Region:
-    """Where defects are planted: a box of a frame's pixels, and of those only where `mask` says, if there is one."""
-
-    name: str
-    box: Box | None = None
-    mask: NDArray[np.bool_] | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Cell:
-    """All trials of one size."""
-
-    kind: Kind
-    contrast: float
-    region: _Region
-    size: float
-    random: np.random.SeedSequence
-    given: int = 0
-    answered: int = 0
-    hits: int = 0
-    lengths: list[float] = field(default_factory=list)
-
-    @property
-    def series(self) -> tuple[str, float, str]:
-        return self.kind, self.contrast, self.region.name
-
-
-def _in_order(plan: Plan, regions: Sequence[_Region]) -> Iterator[tuple[Kind, float, _Region, float]]:
-    for kind in plan.kinds:
-        for contrast in plan.contrasts:
-            for region in regions:
-                for size in sorted(plan.sizes, reverse=True):
-                    yield kind, contrast, region, size
-
-
-def _regions(plan: Plan, roi_xywh: Box | None, pictures: dict[str, NDArray[np.uint8]]) -> list[_Region]:
-    if plan.masks is not None:
-        sizes = {image.shape[:2] for image in pictures.values()}
-        return (
-            [_masked(path, sizes) for path in sorted(plan.masks.iterdir())] if plan.masks.is_dir() else _no(plan.masks)
-        )
-    if plan.grid == (1, 1):
-        return [_Region("all", roi_xywh)]
-    heights, widths = zip(*(image.shape[:2] for image in pictures.values()), strict=True)
-    x, y, width, height = roi_xywh or (0, 0, min(widths), min(heights))
-    rows, columns = plan.grid
-    edges_x = [x + width * i // columns for i in range(columns + 1)]
-    edges_y = [y + height * i // rows for i in range(rows + 1)]
-    return [
-        _Region(
-            f"row {j + 1} column {i + 1}",
-            (edges_x[i], edges_y[j], edges_x[i + 1] - edges_x[i], edges_y[j + 1] - edges_y[j]),
-        )
-        for j in range(rows)
-        for i in range(columns)
-    ]
-
-
-def _no(folder: Path) -> list[_Region]:
-    raise DataError(f"{folder}: no such folder; expected masks NAME.png of the frame's size, not 0 in the region")
-
-
-def _masked(path: Path, sizes: set[tuple[int, ...]]) -> _Region:
-    try:
-        mask = read_image(path, channels=1)[:, :, 0] > 0
-    except ImageRefused as error:
-        raise DataError(f"mask {error}") from None
-    if sizes != {mask.shape} or not mask.any():
-        found = " and ".join(sorted(f"{width} x {height}" for height, width in sizes))
-        raise DataError(
-            f"{path}: a mask of {mask.shape[1]} x {mask.shape[0]} px with {int(mask.sum())} pixels set, for images of "
-            f"{found}; a mask has its frame's size and something in it"
-        )
-    return _Region(path.stem, None, mask)
-
-
-def _place(
-    region: _Region, frame_size: tuple[int, int], margin: float, rng: np.random.Generator
-) -> tuple[float, float]:
-    """A center in the region, drawn evenly, such that what is planted there lies within the frame."""
-    height, width = frame_size
-    x, y, across, down = region.box or (0, 0, width, height)
-    left, right = max(x, margin), min(x + across, width - margin)
-    top, bottom = max(y, margin), min(y + down, height - margin)
-    if left < right and top < bottom:
-        if region.mask is None:
-            return float(rng.uniform(left, right)), float(rng.uniform(top, bottom))
-        rows, columns = np.nonzero(region.mask)
-        inside = (columns >= left) & (columns < right) & (rows >= top) & (rows < bottom)
-        if inside.any():
-            at = rng.integers(int(inside.sum()))
-            return float(columns[inside][at]) + 0.5, float(rows[inside][at]) + 0.5
-    raise DataError(
-        f"region {region.name!r}: a defect of {2 * margin:.0f} px has no place in it within a frame of {width} x "
-        f"{height} px; leave that size out (--sizes)"
-    )
-
-
-# --- looking ----------------------------------------------------------------------------------------------------------
-
-
-def _read(paths: Sequence[Path]) -> dict[str, NDArray[np.uint8]]:
-    pictures = {}
-    for path in paths:
-        try:
-            pictures[path.name] = read_stored_image(path)
-        except ImageRefused as error:
-            raise DataError(str(error)) from None
-    return pictures
-
-
-def _stages(source: ModelBundle, roi_xywh: Box | None, camera: CameraCalibration | None, rules: Rules | None) -> Stages:
-    manifest, calibration = source.manifest, source.calibration
-    size = None if camera is None else camera.size
-    return Stages(
-        line="sizes",
-        input=manifest.input,
-        geometry=manifest.map,
-        preprocess={CAMERA: Preprocess(manifest.input, roi_xywh, size, flat_field_of(camera))},
-        segment=Segment(calibration.pixel_threshold, max(1, calibration.min_area_px)),
-        decide=Decide(calibration, source.model_id),
-        tiling=tiling_of(manifest.input, manifest.map),
-        measures={CAMERA: Measure(camera, rules)},
-    )
-
-
-class _Line:
-    """Judges frames one after the other as the daemon would: the same runner, stages and engine."""
-
-    def __init__(self, source: ModelBundle, stages: Stages, backend: Backend) -> None:
-        self.engine = ""
-        self._source, self._stages, self._backend = source, stages, backend
-
-    def rejected_as_they_are(self, pictures: dict[str, NDArray[np.uint8]], blur_px: float) -> set[str]:
-        names, rejected = list(pictures), set[str]()
-
-        def note(verdict: Verdict) -> None:
-            if verdict.decision is Decision.REJECT:
-                rejected.add(names[verdict.frame_id.sequence])
-
-        with progress("look at good frames", len(names)) as advance:
-            self._judge(_Clean(list(pictures.values()), blur_px, advance), note)
-        return rejected
-
-    def run(
-        self,
-        cells: Sequence[_Cell],
-        pictures: dict[str, NDArray[np.uint8]],
-        plan: Plan,
-        camera: CameraCalibration | None,
-    ) -> None:
-        """Fill every cell that is worth it."""
-        with progress("plant and look", len(cells) * plan.trials) as advance:
-            queue = _Planting(cells, list(pictures.values()), plan, camera, self._cell_px(pictures), advance)
-            self._judge(queue, queue.note)
-
-    def _cell_px(self, pictures: dict[str, NDArray[np.uint8]]) -> int:
-        """The side of a map's cell in frame pixels, at most, rounded up."""
-        spec, stage = self._source.manifest.input, self._stages.preprocess[CAMERA]
-        sizes = [stage.roi_xywh[2:] if stage.roi_xywh else image.shape[1::-1] for image in pictures.values()]
-        widest = max(max(width / spec.width, height / spec.height) for width, height in sizes)
-        return math.ceil(self._source.manifest.map.stride * (1.0 if spec.fit == "tile" else widest))
-
-    def _judge(self, frames: _Clean | _Planting, note: Callable[[Verdict], None]) -> None:
-        with ExitStack() as opened:
-            engine = opened.enter_context(open_engine(self._source, backend=self._backend))
-            engine.warmup()
-            check_golden(self._source, engine, require=self._backend != "fake")
-            self.engine = f"{engine.spec.name} {engine.spec.version} {engine.spec.device}"
-            opened.pop_all()  # the runner's to close from here on
-
-        def hand_over(item: Scored | Unjudged) -> None:
-            for verdict in verdicts_of(item, self._stages):
-                if verdict.decision is Decision.INCONCLUSIVE:
-                    raise _refusal(verdict)
-                note(verdict)
-
-        def warn(text: str, fields: Mapping[str, object]) -> None: ...  # what fails is refused above
-
-        clock, most = SystemClock(), self._source.manifest.input.max_batch
-        aside = Metrics(CollectorRegistry(), (), clock)
-        EngineRunner(engine, lambda: engine, self._stages, aside, clock, most, 0, hand_over, warn).run(frames)
-
-
-def _refusal(verdict: Verdict) -> EngineError | DataError:
-    if verdict.reason is Reason.SHAPE:
-        return DataError(f"an image cannot be inspected: {verdict.detail}")
-    return EngineError(verdict.detail)
-
-
-class _Clean:
-    """A queue of frames as they are, `sequence` being their place."""
-
-    def __init__(self, images: Sequence[NDArray[np.uint8]], blur_px: float, advance: Advance) -> None:
-        self._left, self._blur_px, self._advance = iter(enumerate(images)), blur_px, advance
-
-    def get(self, *, timeout: float) -> Frame | None:
-        return self.get_nowait()
-
-    def get_nowait(self) -> Frame | None:
-        for index, image in self._left:
-            self._advance(index + 1)
-            return _frame(index, image, self._blur_px)
-        return None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Trial:
-    """What was planted, until its verdict: `near` are the pixels where a region finds it."""
-
-    cell: _Cell
-    near: NDArray[np.bool_]
-
-
-class _Planting:
-    """A queue of frames with one planted defect each, cell by cell; `note` takes their verdicts.
-
-    A cell's last frames are waited for before the next begins, for they may show that it is not worth beginning.
-    """
-
-    def __init__(
-        self,
-        cells: Sequence[_Cell],
-        images: Sequence[NDArray[np.uint8]],
-        plan: Plan,
-        camera: CameraCalibration | None,
-        grown_px: int,
-        advance: Advance,
-    ) -> None:
-        self._cells, self._at = list(cells), 0
-        self._images, self._plan, self._camera, self._advance = images, plan, camera, advance
-        self._grown_px = grown_px
-        self._random = np.random.default_rng(cells[0].random)
-        self._out: dict[int, _Trial] = {}
-        self._number = 0
-
-    def get(self, *, timeout: float) -> Frame | None:
-        return self.get_nowait()
-
-    def get_nowait(self) -> Frame | None:
-        while self._at < len(self._cells):
-            cell = self._cells[self._at]
-            if cell.given < self._plan.trials:
-                return self._planted(cell)
-            if cell.answered < cell.given:
-                raise Empty
-            self._go_on(cell)
-        return None
-
-    def note(self, verdict: Verdict) -> None:
-        """Count one answer."""
-        trial = self._out.pop(verdict.frame_id.sequence)
-        trial.cell.answered += 1
-        found = [region for region in verdict.regions if _touches(region, trial.near)]
-        if verdict.decision is Decision.REJECT and found:
-            trial.cell.hits += 1
-            trial.cell.lengths.append(max(map(self._length, found)) / trial.cell.size)
-
-    def _length(self, region: DefectRegion) -> float:
-        return region.length_mm if region.length_mm is not None else Measure().measured(region).length_px
-
-    def _go_on(self, done: _Cell) -> None:
-        """To the next cell; past those of the same curve if this one was hardly ever found."""
-        self._at += 1
-        if done.hits < GIVEN_UP_BELOW * done.given:
-            while self._at < len(self._cells) and self._cells[self._at].series == done.series:
-                self._at += 1
-        self._advance(self._at * self._plan.trials)
-        if self._at < len(self._cells):
-            self._random = np.random.default_rng(self._cells[self._at].random)
-
-    def _planted(self, cell: _Cell) -> Frame:
-        rng = self._random
-        image = self._images[int(rng.integers(len(self._images)))]
-        scale = 1.0
-        if self._camera is not None and self._camera.has_scale:
-            # The size in pixels follows from the place, and the place must have room for it: the frame's middle decides
-            # how much room is asked for, with a quarter to spare.
-            scale = self._camera.mm_per_px(image.shape[1] / 2, image.shape[0] / 2)
-        margin = Defect(cell.kind, cell.size / scale, cell.contrast).reach_px * (1 if scale == 1.0 else 1.25)
-        x, y = _place(cell.region, image.shape[:2], margin, rng)
-        if self._camera is not None and self._camera.has_scale:
-            scale = self._camera.mm_per_px(x, y)
-        defect = Defect(cell.kind, cell.size / scale, cell.contrast, float(rng.uniform(0, 2 * math.pi)))
-        planted, mask = plant(image, defect, (x, y))
-        self._out[self._number] = _Trial(cell, _grown(mask, self._grown_px))
-        cell.given += 1
-        self._number += 1
-        self._advance(self._at * self._plan.trials + cell.given)
-        return _frame(self._number - 1, planted, self._plan.blur_px)
-
-
-def _frame(number: int, image: NDArray[np.uint8], blur_px: float) -> Frame:
-    if blur_px > 0:
-        blurred = np.asarray(cv2.GaussianBlur(image, (0, 0), blur_px), np.uint8)
-        image = np.ascontiguousarray(blurred).reshape(image.shape)
-    return Frame(FrameId(CAMERA, 0, number, 0), image)
-
-
-def _grown(mask: NDArray[np.bool_], by_px: int) -> NDArray[np.bool_]:
-    kernel = np.ones((2 * by_px + 1, 2 * by_px + 1), np.uint8)
-    return np.asarray(cv2.dilate(mask.view(np.uint8), kernel), np.bool_)
-
-
-def _touches(region: DefectRegion, near: NDArray[np.bool_]) -> bool:
-    return any(near[row, start:stop].any() for row, start, stop in region.mask.runs.tolist())
-
-
-def _curves(cells: Sequence[_Cell], plan: Plan) -> Iterator[Curve]:
+def _curves(cells: Sequence[Cell], plan: Plan) -> Iterator[Curve]:
     for (kind, contrast, region), group in itertools.groupby(cells, lambda cell: cell.series):
         tried = [cell for cell in group if cell.given]
         lengths = [length for cell in tried for length in cell.lengths]

@@ -14,8 +14,9 @@ import typer
 from edge.errors import CommandError
 
 if TYPE_CHECKING:
+    from calib.places import Box
     from calib.planting import Kind
-    from calib.sizes import Box, SizesReport
+    from calib.sizes import SizesReport
 
 DEFAULT_SIZES_PX = "2,3,4,6,8,12,16,24,32"
 
@@ -48,6 +49,9 @@ def sizes(
     blur: Annotated[
         float, typer.Option(min=0.0, max=50.0, help="Standard deviation in px of a blur, as of a lens out of focus.")
     ] = 0.0,
+    seen_by: Annotated[
+        str | None, typer.Option("--camera", help="Whose pictures these are, if the bundle has thresholds by camera.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed plants the same defects.")] = 0,
     backend: Annotated[str, typer.Option(help="Engine: openvino, onnxruntime or fake.")] = "openvino",
     json: Annotated[
@@ -65,8 +69,9 @@ def sizes(
         CommandError: an option cannot be used as given.
         DataError: an image was trained on, cannot be inspected, or has no room for a size.
     """
-    from calib.sizes import Plan, find_sizes
+    from calib.sizes import find_sizes
     from calib.smallest import require_trials
+    from calib.trials import Plan
     from edge.bundle import open_bundle
     from edge.camera import open_camera
     from edge.engines.registry import require_backend
@@ -104,6 +109,7 @@ def sizes(
         roi_xywh=_roi(roi),
         camera=camera,
         rules=known_rules,
+        seen_by=seen_by,
     )
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)

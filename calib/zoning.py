@@ -1,6 +1,6 @@
 """Thresholds of zones: one promise over all of them, from one sample.
 
-Owns the statistics of several thresholds at once; drawing zones is the user's, applying them `edge.stages.zones`'s.
+Owns the statistics of several thresholds at once; reading zones is `zone_files`, applying them `edge.stages.zones`.
 
 A good part must not exceed any zone's threshold. Take the part that scores highest in the first zone out of the sample
 and let its score be that zone's threshold, then the highest of the rest in the second zone, and so on in turns: each
@@ -12,8 +12,6 @@ many parts as k - 1 allowed exceedances do of one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -22,7 +20,7 @@ from numpy.typing import NDArray
 from calib.scoring import Scored
 from calib.threshold import FittedThreshold, allowed_exceedances, certified_rate, percent, require_parts, required_parts
 from edge.bundle import Zone
-from edge.errors import CalibrationError, DataError
+from edge.errors import CalibrationError
 
 
 def parts_for_zones(zones: int, *, false_rejects: float, confidence: float) -> int:
@@ -117,35 +115,6 @@ def offset_to(common: float, own: float) -> float:
     while np.float32(own) + offset > common:
         offset = np.nextafter(offset, np.float32(-np.inf))
     return float(offset)
-
-
-def read_zones(path: Path) -> dict[str, tuple[Zone, ...]]:
-    """Return the zones of a TOML file by camera, "" where none is named; corners are in frame pixels.
-
-    Raises:
-        DataError: it cannot be read, a key is unknown, a zone has fewer than three corners, or a name is given twice.
-    """
-    try:
-        drawn = msgspec.toml.decode(path.read_bytes(), type=_ZonesFile).zones
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise DataError(f"--zones {path}: {error}; expected [[zones]] with name and polygon_xy = [[x, y], …]") from None
-    found: dict[str, list[Zone]] = {}
-    for zone in drawn:
-        others = found.setdefault(zone.camera, [])
-        if zone.name in [other.name for other in others]:
-            raise DataError(f"--zones {path}: zone {zone.name!r} is given twice; give each a name of its own")
-        others.append(Zone(zone.name, zone.polygon_xy))
-    return {camera: tuple(zones) for camera, zones in found.items()}
-
-
-class _DrawnZone(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    name: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-    polygon_xy: Annotated[tuple[tuple[float, float], ...], msgspec.Meta(min_length=3, max_length=1000)]
-    camera: str = ""
-
-
-class _ZonesFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    zones: Annotated[tuple[_DrawnZone, ...], msgspec.Meta(min_length=1, max_length=64)]
 
 
 def _blocks(parts: int, false_rejects: float, confidence: float) -> int:

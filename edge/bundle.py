@@ -167,15 +167,20 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refine: Refine | None = None
 
 
-class Zone(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Part of a camera's picture with a threshold of its own: the cells centered in `polygon_xy`, in frame pixels.
+Ring = tuple[tuple[float, float], ...]
 
-    `offset` is added to the map there, so that one threshold serves every zone: the zone's own is that less `offset`.
+
+class Zone(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Part of a camera's picture with a threshold of its own: the cells whose centers an odd number of rings hold.
+
+    `rings_xy` are corners in frame pixels, for frames of `frame_size` (height, width), None for any. `offset` is added
+    to the map there, so that one threshold serves every zone: the zone's own is that less `offset`.
     """
 
     name: str
-    polygon_xy: tuple[tuple[float, float], ...]
+    rings_xy: tuple[Ring, ...]
     offset: float = 0.0
+    frame_size: tuple[int, int] | None = None
 
 
 RoiXywh = tuple[int, int, int, int]
@@ -705,15 +710,16 @@ def _require_sane_calibration(where: Path, calibration: ScoreCalibration) -> Non
 
 
 def _require_sane_table(where: Path, table: ScoreCalibration | CameraCalibration) -> None:
-    places = [value for zone in table.zones for value in (zone.offset, *itertools.chain(*zone.polygon_xy))]
+    rings = [ring for zone in table.zones for ring in zone.rings_xy]
+    places = [*(zone.offset for zone in table.zones), *(value for ring in rings for point in ring for value in point)]
     if not all(math.isfinite(value) for value in (table.threshold, table.pixel_threshold, *table.scores, *places)):
         raise BundleError(f"{where}: thresholds, scores and zones must be finite; make the bundle again")
     if any(low > high for low, high in itertools.pairwise(table.scores)):
         raise BundleError(f"{where}: scores must be ascending; make the bundle again")
     if table.min_area_px < 0:
         raise BundleError(f"{where}: min_area_px is {table.min_area_px}, expected 0 or more")
-    if any(len(zone.polygon_xy) < 3 for zone in table.zones):
-        raise BundleError(f"{where}: a zone needs at least three corners; make the bundle again")
+    if not all(zone.rings_xy for zone in table.zones) or any(len(ring) < 3 for ring in rings):
+        raise BundleError(f"{where}: a zone needs rings of at least three corners; make the bundle again")
     if table.roi_xywh is not None and (min(table.roi_xywh[:2]) < 0 or min(table.roi_xywh[2:]) < 1):
         raise BundleError(f"{where}: roi_xywh is {table.roi_xywh}; make the bundle again")
 

@@ -35,7 +35,7 @@ class ChallengeDuty:
 
     `samples` reads the folder, each time anew. After a failure `withhold` is told why, and None after a pass; without
     `required` it is never told. A failed one is taken again every RETRY_S. `on_result` gets each result, and whether it
-    is news. `on_first` is called once the first is over.
+    is news. `on_first` is called once the first is over, `on_crash` if the thread ends by an unforeseen error.
     """
 
     def __init__(
@@ -49,11 +49,12 @@ class ChallengeDuty:
         withhold: Callable[[str | None], None],
         on_result: Callable[[ChallengeResult, bool], None],
         on_first: Callable[[], None],
+        on_crash: Callable[[Exception], None],
     ) -> None:
         self.last: ChallengeResult | None = None
         self._samples, self._probe, self._clock = samples, probe, clock
         self._every_s, self._required = every_s, required
-        self._withhold, self._on_result, self._on_first = withhold, on_result, on_first
+        self._withhold, self._on_result, self._on_first, self._on_crash = withhold, on_result, on_first, on_crash
         self._asked = threading.Event()
         self._stopping = threading.Event()
         self._taking = threading.Lock()
@@ -84,6 +85,12 @@ class ChallengeDuty:
             self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._take_in_time()
+        except Exception as error:  # a thread's top: a line that nobody challenges any more must not go on unnoticed
+            self._on_crash(error)
+
+    def _take_in_time(self) -> None:
         self._take(news=True)
         self._on_first()
         while not self._stopping.wait(_POLL_S):
@@ -148,6 +155,11 @@ def duty_of(
             except SinkError as error:
                 warn("challenge not logged", {"error": str(error)})
 
+    def crashed(error: Exception) -> None:
+        warn("thread crashed", {"thread": KIND, "error": repr(error), "exc_info": True})
+        metrics.crash(KIND)
+        pipeline.fail(f"{KIND}: {error!r}; this is a fault of kizu")
+
     metrics.challenge_passed.set(0)
     if config.challenge.required:
         pipeline.withhold("the challenge has not been taken yet")
@@ -160,6 +172,7 @@ def duty_of(
         withhold=pipeline.withhold,
         on_result=note,
         on_first=pipeline.begin_reading,
+        on_crash=crashed,
     )
 
 

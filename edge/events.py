@@ -7,13 +7,16 @@ New fields come only at the end and with defaults; readers skip what they do not
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from edge.types import DefectRegion, Verdict
 
 SCHEMA_VERSION = 1
+
+FRAME: Final = "frame"
+"""The kind of an event that is about one frame; others are about the line."""
 
 MaskState = Literal["inline", "replay", "none"]
 
@@ -70,7 +73,7 @@ class DefectEvent(msgspec.Struct, frozen=True):
     part_id: str | None = None
     log_epoch: int = 0
     log_sequence: int = 0
-    kind: str = "frame"
+    kind: str = FRAME
     calibration_id: str | None = None
     rules_id: str | None = None
 

@@ -10,26 +10,28 @@ from edge.run_kernels import compiled
 
 _PIXELS = types.Array(types.uint8, 2, "C", readonly=True)
 _FLOATS = types.Array(types.float32, 2, "C", readonly=True)
-_RANGE = types.Tuple((types.int64, types.int64))  # type: ignore[no-untyped-call]
+_INDEX = types.int64
 
 
-@compiled(types.void(_PIXELS, _FLOATS, _FLOATS, types.uint8[:, ::1], _RANGE, _RANGE))
+@compiled(types.void(_PIXELS, _FLOATS, _FLOATS, types.uint8[:, ::1], _INDEX, _INDEX, _INDEX, _INDEX))
 def correct(
     image: NDArray[np.uint8],
     gain: NDArray[np.float32],
     dark: NDArray[np.float32],
     out: NDArray[np.uint8],
-    rows: tuple[int, int],
-    values: tuple[int, int],
+    top: int,
+    bottom: int,
+    left: int,
+    right: int,
 ) -> None:
-    """Write round((image - dark) * gain), clipped to 0..255, into that part of `out`; all (H, W * C), halves to even.
+    """Write round((image - dark) * gain), clipped to 0..255, into `out`[top:bottom, left:right]; all (H, W * C).
 
-    Every operation is one of single precision in this order, so NumPy's answer is the same to the last bit.
+    Halves go to even. Every operation is one of single precision in this order, so NumPy gives the same bytes.
     """
-    for y in range(rows[0], rows[1]):
+    for y in range(top, bottom):
         # Rows of their own, counted from 0: only then does the compiler see that no index is negative, and vectorizes.
-        seen, by, off = image[y, values[0] : values[1]], gain[y, values[0] : values[1]], dark[y, values[0] : values[1]]
-        to = out[y, values[0] : values[1]]
+        seen, by, off = image[y, left:right], gain[y, left:right], dark[y, left:right]
+        to = out[y, left:right]
         for x in range(seen.shape[0]):
             value = np.rint((np.float32(seen[x]) - off[x]) * by[x])
             to[x] = np.uint8(min(max(value, np.float32(0)), np.float32(255)))

@@ -109,8 +109,11 @@ def judged(
     camera = frame.id.camera
     if camera in stages.zones:
         try:
-            anomaly_map = stages.zones[camera](anomaly_map)
-        except BundleError as error:  # zones drawn for another picture: nothing of this one was inspected
+            anomaly_map = stages.zones[camera](anomaly_map, (frame.image.shape[0], frame.image.shape[1]))
+        except (
+            BundleError,
+            ImageRefused,
+        ) as error:  # zones drawn for another picture: nothing of this one was inspected
             return stages.decide.inconclusive(frame, Reason.SHAPE, str(error)[:MAX_DETAIL])
     height, width = frame.image.shape[:2]
     segment = stages.segments.get(camera, stages.segment)
@@ -144,7 +147,8 @@ class EngineRunner:
     """The inference thread's work: frames into batches, batches through the engine, as many in flight as it keeps.
 
     The only user of the engine once the thread runs. With a tiling, batches hold tiles, of more than one frame where
-    they meet; a frame is handed over when its last tile was collected, and given up with its first that failed.
+    they meet; a frame is handed over when its last tile was collected, and given up with its first that failed. A batch
+    has failed if it is not ready within `timeout_s`.
     """
 
     def __init__(
@@ -158,6 +162,7 @@ class EngineRunner:
         wait_ns: int,
         hand_over: Callable[[Scored | Unjudged], None],
         warn: Callable[[str, Mapping[str, object]], None],
+        timeout_s: float = ENGINE_TIMEOUT_S,
     ) -> None:
         self.lost = False
         """Whether there is no engine at present; read by other threads."""
@@ -172,6 +177,7 @@ class EngineRunner:
         self._clock = clock
         self._hand_over = hand_over
         self._warn = warn
+        self._timeout_s = timeout_s
         self._depth = self._most_out = engine.spec.depth
         self._max_batch, self._wait_ns = max_batch, wait_ns
         self._batcher = self._new_batcher()
@@ -332,7 +338,7 @@ class EngineRunner:
         ticket, batch, started_ns = self._out.popleft()
         self.calling_ns = self._clock.monotonic_ns()
         try:
-            answered, maps, scores = self._engine.collect(ENGINE_TIMEOUT_S)
+            answered, maps, scores = self._engine.collect(self._timeout_s)
         except EngineError as error:
             self._fail(batch, str(error))
             return

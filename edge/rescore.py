@@ -16,13 +16,14 @@ from urllib.parse import quote
 
 from prometheus_client import CollectorRegistry
 
-from edge import daemon
 from edge.bundle import open_bundle
 from edge.clock import SystemClock
 from edge.config import EdgeConfig
+from edge.daemon import STOP_TIMEOUT_S
 from edge.errors import CommandError, EndOfStream, KizuError, LogError
 from edge.events import DefectEvent
 from edge.images import read_image
+from edge.line_stages import make_stages
 from edge.metrics import Metrics
 from edge.opening import EngineOpener
 from edge.pipeline import Pipeline
@@ -33,8 +34,9 @@ from edge.wire import NAME, decode_event
 
 Warn = Callable[[str], None]
 
-# What may differ between two looks at one frame: when, and where it stands in the log.
-_NOT_COMPARED: Final = frozenset({"decided_ns", "latency_ns", "log_epoch", "log_sequence", "line"})
+# What may differ between two looks at one frame: when, where it stands in the log, and whether the certificate held
+# then, which other parts decided. A bundle with another certificate is another `model_id`.
+_NOT_COMPARED: Final = frozenset({"decided_ns", "latency_ns", "log_epoch", "log_sequence", "line", "certified"})
 _WAIT_S: Final = 120.0
 
 
@@ -169,7 +171,7 @@ def _judge(
     """The line's pipeline on this one frame."""
     bundle, clock, answer = open_bundle(Path(config.bundle)), SystemClock(), _Answer()
     opener = EngineOpener(config, bundle)
-    stages = daemon.make_stages(config, bundle, where)
+    stages = make_stages(config, bundle, where)
     keeping = _Keeping(stages.segment.pixel_threshold, stages.segment.min_area_px)
     pipeline = Pipeline(
         source=_OneFrame(frame),
@@ -187,7 +189,7 @@ def _judge(
     )
     pipeline.start()
     answer.there.wait(_WAIT_S)
-    pipeline.stop(daemon.STOP_TIMEOUT_S)
+    pipeline.stop(STOP_TIMEOUT_S)
     if answer.found is None:
         raise KizuError(f"the frame got no verdict: {pipeline.failure or f'none within {_WAIT_S:.0f} s'}")
     return (*answer.found, keeping.maps)

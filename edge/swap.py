@@ -73,6 +73,8 @@ class Model:
     open_engine: Callable[[], Engine]
     stages: Stages
     opener: EngineOpener
+    open_shadow: Callable[[], Engine]
+    """Another of its engines, checked and warmed as slowly as the first one."""
 
 
 class Pace:
@@ -215,7 +217,7 @@ class SwapDesk:
 
     def _compare(self, model: Model, request: SwapRequest, report: Callable[[SwapReport], None]) -> Agreement:
         """Let the candidate look on until it saw enough; told about once a second."""
-        shadow = Shadow(model.open_engine(), model.stages, self._cameras, self._clock, self._max_batch, request.shadow)
+        shadow = Shadow(model.open_shadow(), model.stages, self._cameras, self._clock, self._max_batch, request.shadow)
         until_s = time.monotonic() + request.timeout_s
         self._pipeline.on_judged = shadow.offer
         try:

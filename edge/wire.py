@@ -121,8 +121,8 @@ class CreditState(msgspec.Struct, frozen=True, tag_field="type", tag="credit"):
 class Head(msgspec.Struct, frozen=True, omit_defaults=True):
     """The newest published event of a line, told every second so that a lost last event is noticed.
 
-    `state` is the daemon's (ready, degraded, stalled; empty where it does not say), `fallback` why the CPU stands in
-    for the GPU, empty while it does not.
+    `state` is the daemon's (ready, degraded, withheld, stalled; empty where it does not say), `fallback` why the CPU
+    stands in for the GPU, empty while it does not.
     """
 
     version: int

@@ -99,7 +99,8 @@ class ContrastNormalization(nn.Module):
 
     def forward(self, frames: Tensor) -> Tensor:
         least, largest = self.extremes
-        return ((self.contrast(frames) - least) / (largest - least)).expand(-1, 3, -1, -1)
+        three: Tensor = ((self.contrast(frames) - least) / (largest - least)).expand(-1, 3, -1, -1)
+        return three
 
 
 class FcddNet(nn.Module):

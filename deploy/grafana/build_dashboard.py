@@ -69,7 +69,7 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
         number(
             "Rejected",
             "Share of the judged parts.",
-            share('decision="reject"', 'reason="score"', "instance"),
+            share('decision="reject"', 'decision!="inconclusive"', "instance"),
             unit="percentunit",
         ),
         number("Certified", "1 while the certificate holds.", f"kizu_certificate_valid{{{LINE}}}"),
@@ -86,7 +86,7 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
         Panel(
             "Rejected share",
             "Of judged parts.",
-            ((share('decision="reject"', 'reason="score"', "camera"), "{{camera}}"),),
+            ((share('decision="reject"', 'decision!="inconclusive"', "camera"), "{{camera}}"),),
             unit="percentunit",
         ),
         Panel(
@@ -115,6 +115,11 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
                 (rate("kizu_results_discarded_total", CAMERA, "camera"), "{{camera}} discarded"),
             ),
             unit="ops",
+        ),
+        Panel(
+            "Connected",
+            "1 while a camera is connected; falls within 3 s of a cut network.",
+            ((f"kizu_camera_connected{{{CAMERA}}}", "{{camera}}"),),
         ),
     ),
     "Time": (
@@ -167,6 +172,14 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
                 (f"kizu_certificate_void{{{LINE}}}", "{{instance}} void"),
             ),
         ),
+        Panel(
+            "Challenge",
+            "Whether the last one was passed (1 where none is asked for), and how many were taken.",
+            (
+                (f"kizu_challenge_passed{{{LINE}}}", "{{instance}} passed"),
+                (f"kizu_challenges_total{{{LINE}}}", "{{instance}} {{result}}"),
+            ),
+        ),
     ),
     "Log and subscribers": (
         Panel(
@@ -182,7 +195,14 @@ ROWS: Final[dict[str, tuple[Panel, ...]]] = {
             ),
             unit="ops",
         ),
-        Panel("Lag", "Events behind.", ((f"kizu_subscriber_lag_events{{{LINE}}}", "{{name}}"),)),
+        Panel(
+            "Lag",
+            "Events behind, and events that retention took before a subscriber had them.",
+            (
+                (f"kizu_subscriber_lag_events{{{LINE}}}", "{{name}} behind"),
+                (f"kizu_subscriber_passed_events_total{{{LINE}}}", "{{name}} passed"),
+            ),
+        ),
         Panel(
             "Log",
             "Bytes, and what its disk has left.",

@@ -56,12 +56,12 @@ def _by_daemon(config: EdgeConfig) -> ChallengeResult:
 
 def _apart(config: EdgeConfig, where: Path) -> ChallengeResult:
     """The line's own stages and engine, opened for this."""
-    from edge import daemon
     from edge.bundle import open_bundle
     from edge.challenge import take_apart
     from edge.clock import SystemClock
+    from edge.line_stages import find_challenge, make_stages
     from edge.opening import EngineOpener
 
     bundle = open_bundle(Path(config.bundle))
-    stages, samples = daemon.make_stages(config, bundle, where), daemon.find_challenge(config, where)
+    stages, samples = make_stages(config, bundle, where), find_challenge(config, where)
     return take_apart(samples, EngineOpener(config, bundle).open(), stages, SystemClock(), config.batching.max_batch)

@@ -82,6 +82,7 @@ class Board:
         self._log_replaced_s: float | None = None
         self._clock_off_s: float | None = None
         self._clock_step: tuple[float, float] | None = None
+        self._challenge: tuple[bool, float, str] | None = None
         self._model = ""
         self._certified: OrderedDict[str, tuple[frozenset[str], float | None]] = OrderedDict()
         self._failure = ""
@@ -89,7 +90,10 @@ class Board:
     # --- the feed's side ----------------------------------------------------------------------------------------------
 
     def take(self, event: DefectEvent, mask: NDArray[np.bool_] | None, *, live: bool) -> None:
-        """Note one event; `live` if it came by itself and not from the log."""
+        """Note one event; `live` if it came by itself and not from the log. What is about no part is no part here."""
+        if event.kind != "frame":
+            self._take_other(event, live)
+            return
         is_reject = event.decision == "reject"
         # Outlining takes a millisecond: not under the lock that the pages wait for.
         one = shown(event, mask, self._ordinal + is_reject)
@@ -108,6 +112,16 @@ class Board:
             self._trend.add(at_s, event.decision, event.p_value)
             self._note_certificate(event, now_s)
             self._note_camera(one, event, at_s, live)
+        self.on_change()
+
+    def _take_other(self, event: DefectEvent, live: bool) -> None:
+        """A challenge of the line; kinds that are not known yet are skipped."""
+        with self._lock:
+            self._note_log(event.log_epoch)
+            if event.kind == "challenge":
+                now_s, off_s = self._now_s(), (self._clock.wall_ns() - event.decided_ns) / 1e9
+                at_s = now_s if live else now_s - max(off_s, 0.0)
+                self._challenge = (event.decision == "accept", at_s, event.detail[:MAX_TEXT])
         self.on_change()
 
     def head(self, head: Head) -> None:
@@ -227,7 +241,7 @@ class Board:
         away_s = round(quiet_s, 1) if quiet_s > AWAY_AFTER_S else None
         covered, void_s = self._certified.get(self._model, (frozenset[str](), None))
         step = self._clock_step if self._clock_step and now_s - self._clock_step[1] < _TOLD_S else None
-        replaced = self._log_replaced_s
+        replaced, challenge = self._log_replaced_s, self._challenge
         return Health(
             line="" if self._head is None else self._head.line[:MAX_NAME],
             away_s=away_s,
@@ -236,7 +250,7 @@ class Board:
             state="" if self._head is None else self._head.state[:MAX_NAME],
             fallback="" if self._head is None else self._head.fallback[:MAX_TEXT],
             model=self._model,
-            certificate="" if not self._model else "void" if void_s is not None else "valid" if covered else "none",
+            certificate=self._certificate(covered, void_s),
             certificate_s=None if void_s is None else round(now_s - void_s, 1),
             lag=self._counts.lag,
             lost=self._counts.lost,
@@ -245,10 +259,21 @@ class Board:
             log_replaced_s=None if replaced is None or now_s - replaced > _TOLD_S else round(now_s - replaced, 1),
             clock_off_s=None if self._clock_off_s is None else round(self._clock_off_s, 1),
             clock_step_s=None if step is None else round(step[0], 1),
+            challenge="" if challenge is None else "passed" if challenge[0] else "failed",
+            challenge_s=None if challenge is None else round(now_s - challenge[1], 1),
+            challenge_detail="" if challenge is None else challenge[2],
             further_cameras=len(self._further),
             failure=self._failure,
             cameras=[self._camera_health(name, one, now_s) for name, one in self._cameras.items()],
         )
+
+    def _certificate(self, covered: frozenset[str], void_s: float | None) -> str:
+        if not self._model:
+            return ""
+        if void_s is None:
+            return "valid" if covered else "none"
+        # While the CPU stands in for the GPU nothing is certified, and nothing is wrong with the parts.
+        return "paused" if self._head is not None and self._head.fallback else "void"
 
     def _camera_health(self, name: str, camera: _Camera, now_s: float) -> CameraHealth:
         age_s = max(0.0, now_s - camera.at_s)

@@ -148,6 +148,8 @@ def _listening(settings: Settings) -> socket.socket:
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((settings.host, settings.port))
+        # Now, not when the server has loaded: whoever reads the address may call at once.
+        made.listen(_BACKLOG)
     except (OSError, OverflowError) as error:
         made.close()
         raise ConfigError(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edge.console.outline import outline
 from edge.console.trend import Bin
-from edge.events import DefectEvent
+from edge.events import DefectEvent, EventRegion
 
 MAX_NAME: Final = 64
 MAX_TEXT: Final = 300
@@ -22,12 +22,14 @@ MAX_REGIONS: Final = 12
 
 
 class Region(msgspec.Struct, frozen=True, array_like=True):
-    """One region: box in frame pixels, area, peak, square millimeters or None."""
+    """One region: box and area in frame pixels, peak; square and longest millimeters; the zone that passes over it."""
 
     box: tuple[int, int, int, int]
     area_px: int
     peak: float
     area_mm2: float | None
+    length_mm: float | None = None
+    ignored_by: str | None = None
 
 
 class Shown(msgspec.Struct, frozen=True):
@@ -95,6 +97,9 @@ class Health(msgspec.Struct, frozen=True):
     log_replaced_s: float | None
     clock_off_s: float | None
     clock_step_s: float | None
+    challenge: str
+    challenge_s: float | None
+    challenge_detail: str
     further_cameras: int
     failure: str
     cameras: list[CameraHealth]
@@ -116,7 +121,7 @@ class Delta(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def shown(event: DefectEvent, mask: NDArray[np.bool_] | None, ordinal: int) -> Shown:
     """The event for the page; its mask becomes an outline."""
-    regions = [Region(one.box_xyxy, one.area_px, one.peak, one.area_mm2) for one in event.regions[:MAX_REGIONS]]
+    regions = [_region(one) for one in event.regions[:MAX_REGIONS]]
     return Shown(
         id=event.id[:MAX_TEXT],
         camera=event.camera[:MAX_NAME],
@@ -139,3 +144,8 @@ def shown(event: DefectEvent, mask: NDArray[np.bool_] | None, ordinal: int) -> S
         regions=regions,
         more_regions=len(event.regions) - len(regions),
     )
+
+
+def _region(one: EventRegion) -> Region:
+    zone = None if one.ignored_by is None else one.ignored_by[:MAX_NAME]
+    return Region(one.box_xyxy, one.area_px, one.peak, one.area_mm2, one.length_mm, zone)

@@ -40,8 +40,9 @@ class FlatField:
         x, y, across, down = roi_xywh or (0, 0, width, height)
         flat = (height, width * channels)
         out = np.empty(flat, np.uint8)
-        rows, values = (y, y + down), (x * channels, (x + across) * channels)
-        flat_kernels.correct(image.reshape(flat), self.gain.reshape(flat), self.dark.reshape(flat), out, rows, values)
+        left, right = x * channels, (x + across) * channels
+        gain, dark = self.gain.reshape(flat), self.dark.reshape(flat)
+        flat_kernels.correct(image.reshape(flat), gain, dark, out, y, y + down, left, right)
         return out.reshape(image.shape)
 
     def _shapes(self, image: NDArray[np.uint8]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """Anomaly map -> anomaly map of what is inspected, so that one threshold serves zones with thresholds of their own.
 
-Owns which cell lies in which zone; the zones come with the bundle's calibration. A cell belongs to the first zone whose
-polygon holds its center; a cell in no zone is not inspected: it takes the lowest value that the inspected ones have, so
+Owns which cell lies in which zone; the zones come with the bundle's calibration. A cell belongs to the first zone that
+holds its center; a cell in no zone is not inspected: it takes the lowest value that the inspected ones have, so
 no region starts there and no score comes from there.
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.bundle import MapGeometry, Zone
-from edge.errors import BundleError
+from edge.bundle import MapGeometry, Ring, Zone
+from edge.errors import BundleError, ImageRefused
 from edge.types import AnomalyMap, Roi
 
 
@@ -35,14 +35,16 @@ class Zones:
         self._labels = np.empty((0, 0), np.intp)
         self._offsets = np.array([zone.offset for zone in zones], np.float32)
 
-    def __call__(self, anomaly_map: AnomalyMap) -> AnomalyMap:
+    def __call__(self, anomaly_map: AnomalyMap, frame_size: tuple[int, int]) -> AnomalyMap:
         """The map with each zone's offset added and the rest low; its score is the maximum of what is inspected.
 
         Raises:
-            BundleError: no cell lies in any zone: they were drawn for another picture.
+            ImageRefused: `size`, the zones were drawn for frames of another one than (height, width).
+            BundleError: no cell lies in any zone.
         """
         if not self._zones:
             return anomaly_map
+        self.require_size(frame_size)
         labels = self.labels(anomaly_map)
         inside = labels >= 0
         if not inside.any():
@@ -53,6 +55,16 @@ class Zones:
         moved = anomaly_map.scores + self._offsets[labels]
         scores = np.where(inside, moved, moved[inside].min())
         return AnomalyMap(anomaly_map.frame_id, scores, float(moved[inside].max()), anomaly_map.roi, anomaly_map.extent)
+
+    def require_size(self, frame_size: tuple[int, int]) -> None:
+        """Raises ImageRefused (`size`) for a frame (height, width) that the zones were not drawn for."""
+        for zone in self._zones:
+            if zone.frame_size is not None and zone.frame_size != frame_size:
+                raise ImageRefused(
+                    "size",
+                    f"frame of {frame_size[1]} x {frame_size[0]} px, zone {zone.name} was drawn for "
+                    f"{zone.frame_size[1]} x {zone.frame_size[0]}",
+                )
 
     def labels(self, anomaly_map: AnomalyMap) -> NDArray[np.intp]:
         """(h', w'): the place of each cell's zone, -1 for none."""
@@ -74,14 +86,19 @@ def _labels(zones: Sequence[Zone], roi: Roi, shape: tuple[int, ...]) -> NDArray[
     x = np.asarray(roi.x + (np.arange(shape[1]) + 0.5) * (roi.width / shape[1]), np.float64)
     labels = np.full(shape, -1, np.intp)
     for place in reversed(range(len(zones))):  # the first zone is written last
-        labels[_holds(np.array(zones[place].polygon_xy), x[None, :], y[:, None])] = place
+        labels[_holds(zones[place].rings_xy, x, y)] = place
     return labels
 
 
-def _holds(corners: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Even-odd rule: whether a ray to the right crosses the outline an odd number of times."""
-    inside = np.zeros((y.shape[0], x.shape[1]), bool)
-    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        if y0 != y1:
-            inside ^= ((y0 > y) != (y1 > y)) & (x < x0 + (y - y0) * (x1 - x0) / (y1 - y0))
+def _holds(rings: Sequence[Ring], x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(rows, columns): whether a ray to the right crosses the rings an odd number of times."""
+    starts = np.concatenate([np.array(ring) for ring in rings])
+    ends = np.concatenate([np.roll(np.array(ring), -1, axis=0) for ring in rings])
+    inside = np.zeros((len(y), len(x)), bool)
+    # Row by row: a painted mask has thousands of corners, and a frame in tiles a million cells.
+    for row, at in enumerate(y):
+        met = (starts[:, 1] > at) != (ends[:, 1] > at)
+        (x0, y0), (x1, y1) = starts[met].T, ends[met].T
+        crossed = np.sort(x0 + (at - y0) * (x1 - x0) / (y1 - y0))
+        inside[row] = (len(crossed) - np.searchsorted(crossed, x, side="right")) % 2 == 1
     return inside

@@ -191,6 +191,22 @@ def test_a_changed_calibration_is_refused(tmp_path: Path) -> None:
             open_camera(tmp_path / str(index))
 
 
+def test_any_damage_is_refused_or_read_but_never_a_crash(tmp_path: Path) -> None:
+    """Bytes changed anywhere in any file: a message, or (a digit of the description) another calibration."""
+    known, rng = written(tmp_path / "c"), np.random.default_rng(3)
+    for file in sorted((tmp_path / "c").iterdir()):
+        whole = file.read_bytes()
+        for _ in range(60):
+            data = bytearray(whole)
+            data[int(rng.integers(len(data)))] = int(rng.integers(256))
+            file.write_bytes(data)
+            try:
+                assert data == whole or open_camera(tmp_path / "c").id != known.id
+            except ConfigError:
+                assert data != whole
+        file.write_bytes(whole)
+
+
 @pytest.mark.parametrize(
     ("gain", "dark", "words"),
     [(0.0, 0.0, "gains from 0"), (9.0, 0.0, "at most 8"), (np.nan, 0.0, "gains"), (1.0, 300.0, "dark values"),

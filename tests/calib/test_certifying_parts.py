@@ -258,6 +258,23 @@ def test_a_certificate_of_another_model_is_refused_wherever_the_bundle_is_opened
     assert not (tmp_path / "mixed").exists()
 
 
+def test_the_lines_cameras_are_those_of_the_pictures(bundle: Path, invoke: Invoke, tmp_path: Path) -> None:
+    """A camera without pictures is pointed out; one that the line does not have is refused."""
+    rng = np.random.default_rng(5)
+    for index in range(45):
+        save(tmp_path / "good" / f"{index}_left.png", gray(rng))
+    (tmp_path / "line.toml").write_text(LINE + '[[cameras]]\nname = "right"\n')
+    arguments = (calibrate, bundle, "--good", tmp_path / "good", *PROMISE, "--line", tmp_path / "line.toml")
+    by_camera = ("--part-pattern", "(?P<part>[^_]+)_(?P<camera>[a-z]+).png")
+    result = invoke(*arguments, "--out", tmp_path / "line", *by_camera)
+
+    assert "no pictures of the line's camera right" in result.stderr
+    assert open_bundle(tmp_path / "line").calibration.of("left").roi_xywh == (0, 0, 32, 16)
+    (tmp_path / "line.toml").write_text(LINE.replace('"left"', '"top"'))
+    with pytest.raises(CommandError, match="pictures of camera 'left', but the line has top"):
+        invoke(*arguments, "--out", tmp_path / "other", *by_camera)
+
+
 def test_each_camera_has_its_certificate(bundle: Path, invoke: Invoke, tmp_path: Path) -> None:
     """The dark camera's threshold is its own; together they promise less, which is said."""
     rng = np.random.default_rng(5)
@@ -313,7 +330,7 @@ def test_the_lines_region_of_interest_is_what_is_certified(bundle: Path, invoke:
 
     assert calibration.roi_xywh == (0, 0, 32, 16) and calibration.threshold < 0.3
     (tmp_path / "line.toml").write_text(LINE + '[[cameras]]\nname = "right"\n')
-    with pytest.raises(CommandError, match="2 cameras; say which one took each picture"):
+    with pytest.raises(CommandError, match="the cameras left, right; say which one took each picture"):
         invoke(*arguments, "--out", tmp_path / "other")
 
 
@@ -340,7 +357,7 @@ def zoned(tmp_path: Path, number: int) -> Path:
 
 
 def test_zones_have_thresholds_of_their_own_and_the_rest_is_not_inspected(
-    bundle: Path, invoke: Invoke, tmp_path: Path, test_folder: Path
+    bundle: Path, invoke: Invoke, tmp_path: Path
 ) -> None:
     """A flaw in the quiet zone is found though the busy one scores higher on every good part."""
     folder = zoned(tmp_path, 80)
@@ -351,8 +368,13 @@ def test_zones_have_thresholds_of_their_own_and_the_rest_is_not_inspected(
     found = json.loads(result.stdout)
     flawed = gray(np.random.default_rng(7))
     flawed[4:8, 20:24] = 220
-    save(test_folder / "test" / "hole" / "flawed.png", flawed)
-    judged = invoke(evaluate, tmp_path / "line", "--data", test_folder, "--backend", "fake", "--json", "-")
+    save(tmp_path / "data" / "test" / "hole" / "flawed.png", flawed)
+    larger = save(tmp_path / "data" / "test" / "hole" / "larger.png", np.full((64, 64, 1), 128, np.uint8))
+    judge = (evaluate, tmp_path / "line", "--data", tmp_path / "data", "--backend", "fake", "--json", "-")
+    with pytest.raises(DataError, match=r"larger\.png: frame of 64 x 64 px, zone print was drawn for 32 x 32"):
+        invoke(*judge)
+    larger.unlink()
+    judged = invoke(*judge)
     rows = {row["path"]: row for row in json.loads(judged.stdout)["images"]}
 
     assert found["zones"]["plain"] < 0.3 < 0.6 < found["zones"]["print"] == found["threshold"]
@@ -369,6 +391,33 @@ def test_several_zones_need_more_parts_and_say_how_many(bundle: Path, invoke: In
         )  # fmt: skip
 
 
+def test_a_painted_mask_is_a_zone_for_every_gray_level(bundle: Path, invoke: Invoke, tmp_path: Path) -> None:
+    """The same as the polygons: two levels, and 0 where nothing is inspected."""
+    folder = zoned(tmp_path, 80)
+    mask = np.zeros((32, 32, 1), np.uint8)
+    mask[:, :16], mask[:24, 16:] = 100, 200
+    save(tmp_path / "mask.png", mask)
+    arguments = (calibrate, bundle, "--good", folder, *PROMISE)
+    invoke(*arguments, "--out", tmp_path / "drawn", "--zones", tmp_path / "zones.toml")
+    invoke(*arguments, "--out", tmp_path / "painted", "--zones", tmp_path / "mask.png")
+    drawn, painted = (open_bundle(tmp_path / name).calibration for name in ("drawn", "painted"))
+
+    assert (painted.threshold, painted.scores) == (drawn.threshold, drawn.scores)
+    assert [zone.name for zone in painted.zones] == ["gray 100", "gray 200"]
+
+
+def test_zones_need_pictures_of_one_size(bundle: Path, invoke: Invoke, tmp_path: Path) -> None:
+    """In a frame of another size the same corners lie elsewhere."""
+    folder = zoned(tmp_path, 80)
+    save(folder / "larger.png", np.full((64, 64, 1), 128, np.uint8))
+
+    with pytest.raises(CalibrationError, match=r"2 sizes \(32 x 32, 64 x 64 px\)"):
+        invoke(
+            calibrate, bundle, "--good", folder, "--out", tmp_path / "line", *PROMISE,
+            "--zones", tmp_path / "zones.toml",
+        )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -378,7 +427,10 @@ def test_several_zones_need_more_parts_and_say_how_many(bundle: Path, invoke: In
         ('[[zones]]\nname = "a"\npolygon_xy = [[0, 0], [1, 1], [2, 0]]\n' * 2, "'a' is given twice"),
         ('[[zones]]\nname = "a"\npolygon_xy = [[0, 0], [0.1, 0], [0, 0.1]]', "no cell of the map lies in zone a"),
         (f"{ZONES}[[zones]]\nname = 'under'\npolygon_xy = [[0, 0], [9, 0], [9, 9], [0, 9]]", "'under' holds no cell"),
-        ('[[zones]]\nname = "a"\ncamera = "top"\npolygon_xy = [[0, 0], [9, 0], [0, 9]]', "camera 'top' has a region"),
+        (
+            '[[zones]]\nname = "a"\ncamera = "top"\npolygon_xy = [[0, 0], [9, 0], [0, 9]]',
+            "zones of camera 'top', but the pictures are not told",
+        ),
     ],
 )
 def test_zones_that_cannot_be_are_refused(

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
-from calib import sizes as module
-from calib.sizes import Plan, SizesReport, find_sizes
+from calib import trials
+from calib.sizes import SizesReport, find_sizes
 from calib.sizes_command import sizes
 from calib.sizes_picture import draw
+from calib.trials import Plan
 from dark_spots import SIDE, dark_bundle
-from edge.bundle import ModelBundle
+from edge.bundle import CameraCalibration as CameraRow
+from edge.bundle import ModelBundle, Zone
 from edge.camera import CameraCalibration, Plane
 from edge.errors import CommandError, DataError
 from edge.images import decode_image, encode_mask_png, encode_png
-from edge.rules import Rule, RuleFile, Rules
+from edge.rule_file import Rule, RuleFile
+from edge.rules import Rules
 
 Invoke = Callable[..., Any]
 
@@ -42,7 +47,7 @@ def good(tmp_path: Path) -> Path:
 
 
 def tried(bundle: ModelBundle, good: Path, **changes: Any) -> SizesReport:
-    more = {key: changes.pop(key) for key in ("camera", "rules", "roi_xywh") if key in changes}
+    more = {key: changes.pop(key) for key in ("camera", "rules", "roi_xywh", "seen_by") if key in changes}
     plan = {"kinds": ("spot",), "contrasts": (-100.0,), "sizes": (1.0, 2.0, 4.0, 8.0), "trials": 29, **changes}
     return find_sizes(bundle, good, Plan(**plan), backend="fake", **more)
 
@@ -53,6 +58,21 @@ def test_the_smallest_spot_is_where_its_pixels_become_dark_enough(bundle: ModelB
 
     assert curve.smallest == 2.0
     assert [point.hits for point in curve.points[1:]] == [29, 29, 29] and curve.points[0].hits < 29
+
+
+def test_what_lies_in_no_zone_is_not_found_and_a_camera_must_be_named(bundle: ModelBundle, good: Path) -> None:
+    """The bundle's zone is a corner: spots elsewhere are planted, and none of them counts as found."""
+    corner = Zone("corner", (((0.0, 0.0), (8.0, 0.0), (8.0, 8.0), (0.0, 8.0)),))
+    zoned = msgspec.structs.replace(bundle.calibration, zones=(corner,))
+    row = CameraRow(zoned.threshold, zoned.pixel_threshold, 1, (0.1,))
+    table = msgspec.structs.replace(bundle.calibration, cameras={"left": row})
+
+    (curve,) = tried(replace(bundle, calibration=zoned), good).curves
+    (named,) = tried(replace(bundle, calibration=table), good, seen_by="left").curves
+
+    assert curve.smallest is None and named.smallest == 2.0
+    with pytest.raises(CommandError, match="for the cameras left"):
+        tried(replace(bundle, calibration=table), good)
 
 
 def test_a_contrast_below_the_threshold_is_never_found(bundle: ModelBundle, good: Path) -> None:
@@ -123,7 +143,7 @@ def test_a_rejection_for_something_elsewhere_finds_nothing(
     bundle: ModelBundle, good: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Control: too faint to be found, beside a flaw that every frame has. Without looking where, all are hits."""
-    monkeypatch.setattr(module._Line, "rejected_as_they_are", lambda self, pictures, blur: set())
+    monkeypatch.setattr(trials.Line, "rejected_as_they_are", lambda self, pictures, blur: set())
     for path in good.iterdir():
         picture = np.full((SIDE, SIDE, 1), 128 + int(path.stem), np.uint8)
         picture[:4, :4] = 0
@@ -131,7 +151,7 @@ def test_a_rejection_for_something_elsewhere_finds_nothing(
     plan = {"contrasts": (-10.0,), "sizes": (8.0,), "roi_xywh": None}
 
     honest = tried(bundle, good, **plan).curves[0].points[0].hits
-    monkeypatch.setattr(module, "_touches", lambda region, near: True)
+    monkeypatch.setattr(trials, "_touches", lambda region, near: True)
     careless = tried(bundle, good, **plan).curves[0].points[0].hits
 
     assert honest <= 6 and careless == 29

@@ -15,7 +15,7 @@ from edge.errors import CalibrationError
 from edge.stages.watch import Watch, WatchSettings
 
 ASKED = {"false_rejects": 0.01, "confidence": 0.95}
-CORNERS = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0))
+CORNERS = (((0.0, 0.0), (1.0, 0.0), (1.0, 1.0)),)
 ZONES = (Zone("busy", CORNERS), Zone("quiet", CORNERS))
 
 

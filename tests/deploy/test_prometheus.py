@@ -19,6 +19,7 @@ TESTS = ROOT / "deploy" / "prometheus" / "rules_test.yaml"
 RUNBOOK = ROOT / "docs" / "runbook.md"
 WANTED = {
     "KizuExporterDown", "KizuNoFrames", "KizuCameraDown", "KizuDeadlineMissed", "KizuFramesDropped", "KizuInconclusive",
+    "KizuChallengeFailed",
     "KizuRejectRateUp", "KizuRejectRateDown", "KizuCertificateVoid", "KizuCpuFallback", "KizuLogDiskLow",
     "KizuSubscriberLag",
 }  # fmt: skip

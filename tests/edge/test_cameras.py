@@ -9,12 +9,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge import daemon
 from edge.bundle import CameraCalibration, ModelBundle, ScoreCalibration, Zone
 from edge.cameras import calibration_of_line, uncertified
 from edge.clock import ManualClock
 from edge.config import EdgeConfig
 from edge.inference import judged
+from edge.line_stages import make_stages
 from edge.stages.preprocess import prepare
 from edge.stages.watch import WatchSettings
 from edge.types import Decision, Frame, FrameId, ModelInput, Reason, Verdict
@@ -74,8 +74,8 @@ def verdict_of(stages: Any, bundle: ModelBundle, camera: str) -> Verdict:
 
 def test_each_camera_is_judged_by_its_own_row(tiny_bundle: ModelBundle) -> None:
     """One map, one score: above the left camera's threshold, below the other's, and outside a third one's zone."""
-    far = Zone("far", ((1000.0, 0.0), (1010.0, 0.0), (1010.0, 10.0)))
-    corner = Zone("corner", ((0.0, 0.0), (16.0, 0.0), (16.0, 16.0), (0.0, 16.0)), offset=-0.75)
+    far = Zone("far", (((1000.0, 0.0), (1010.0, 0.0), (1010.0, 10.0)),))
+    corner = Zone("corner", (((0.0, 0.0), (16.0, 0.0), (16.0, 16.0), (0.0, 16.0)),), offset=-0.75)
     rows = {
         "left": ROW,
         "right": CameraCalibration(2.0, 2.0, 4, (0.1,)),
@@ -86,7 +86,7 @@ def test_each_camera_is_judged_by_its_own_row(tiny_bundle: ModelBundle) -> None:
     bundle = ModelBundle(
         **{name: getattr(tiny_bundle, name) for name in ModelBundle.__slots__} | {"calibration": calibration}
     )
-    stages = daemon.make_stages(config(*({"name": name} for name in rows)), bundle, Path("line.toml"))
+    stages = make_stages(config(*({"name": name} for name in rows)), bundle, Path("line.toml"))
 
     found = {name: verdict_of(stages, bundle, name) for name in rows}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from edge.client import Subscriber
 from edge.clock import SystemClock
 from edge.config import EdgeConfig, load_config
 from edge.daemon import Ready, StopRequest, default_control_address
-from edge.demo.line import write_config
+from edge.demo.line import BUNDLE, PHOTOS, write_config
 from edge.errors import CommandError, ConfigError, KizuError
 from edge.events import DefectEvent
 from edge.images import encode_png
@@ -94,14 +95,17 @@ class Line:
 
 
 @contextmanager
-def running(folder: Path, bundle: ModelBundle, **challenge: Any) -> Iterator[Line]:
+def running(
+    folder: Path, bundle: ModelBundle, cameras: list[dict[str, Any]] | None = None, **challenge: Any
+) -> Iterator[Line]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     config = load_config(
         write_config(
             folder / "line.toml",
             bundle.path,
-            ["cam"],
+            [],
+            cameras=cameras or [{"name": "cam"}],
             frames_address=f"ipc://{folder}/frames",
             events_address=f"ipc://{folder}/events",
             replay_address=f"ipc://{folder}/replay",
@@ -192,6 +196,48 @@ def test_a_failed_challenge_during_a_shift_holds_parts_from_then_on(tmp_path: Pa
     assert [(event.kind, event.decision) for event in line.events()] == [
         ("challenge", "accept"), ("frame", "accept"), ("challenge", "inconclusive"), ("frame", "inconclusive"),
     ]  # fmt: skip
+
+
+def test_a_challenge_under_load_is_in_no_account(tmp_path: Path, make_bundle: MakeBundle) -> None:
+    """Between the frames of a camera with a deadline that gives old frames up for new ones: both accounts are exact."""
+    lay_out(tmp_path / "samples")
+    camera = {"name": "cam", "policy": "latest", "deadline_ms": 5000.0}
+    bundle = dark_bundle(make_bundle, tmp_path / "bundle")
+    with running(tmp_path, bundle, cameras=[camera]) as line, CameraSender(line.config.frames_address, "cam") as sender:
+        assert line.ready.wait(30)
+        results = []
+        for _ in range(5):
+            for _ in range(20):
+                sender.send(spots(), encoding="raw", timeout_s=20)
+            results.append(line.challenge().passed)
+        assert sender.drain(20) == 0
+        received = line.metric('kizu_frames_received_total{camera="cam"}')
+
+    events = line.events()
+    assert results == [True] * 5 and received == 100
+    assert sorted(event.frame_sequence for event in events if event.kind == "frame") == list(range(100))
+    assert {event.decision for event in events if event.kind == "challenge"} == {"accept"}
+
+
+def test_a_duty_that_crashes_stops_the_line(tmp_path: Path) -> None:
+    """An error nobody foresaw in the challenge's thread: told, or a line would hold its parts for ever, silently."""
+    told: list[Exception] = []
+    gone = threading.Event()
+
+    def broken(result: ChallengeResult, news: bool) -> None:
+        raise ZeroDivisionError
+
+    def on_crash(error: Exception) -> None:
+        told.append(error)
+        gone.set()
+
+    duty = ChallengeDuty(
+        samples=lambda: (), probe=lambda frame, answer: None, clock=Ticking(), every_s=None, required=True,
+        withhold=lambda why: None, on_result=broken, on_first=lambda: None, on_crash=on_crash,
+    )  # fmt: skip
+    duty.start()
+
+    assert gone.wait(20) and isinstance(told[0], ZeroDivisionError)
 
 
 def test_where_it_is_not_required_a_failure_is_only_told(tmp_path: Path, make_bundle: MakeBundle) -> None:
@@ -376,7 +422,7 @@ def test_a_challenge_is_taken_again_when_its_hours_are_over(tmp_path: Path) -> N
 
     duty = ChallengeDuty(
         samples=lambda: samples, probe=probe, clock=clock, every_s=3600, required=True,
-        withhold=lambda why: None, on_result=on_result, on_first=lambda: None,
+        withhold=lambda why: None, on_result=on_result, on_first=lambda: None, on_crash=lambda error: None,
     )  # fmt: skip
     duty.start()
     wait_for(1)
@@ -455,3 +501,21 @@ def test_the_command_says_which_sample_and_why(tmp_path: Path, make_bundle: Make
     for one in (failed, apart):
         assert one.returncode == 1 and "bad/hole.png (cam): accepted, expected rejected" in one.stdout
         assert "the challenge of line demo is failed" in one.stderr
+
+
+def test_the_demos_model_passes_with_the_demos_photographs(tmp_path: Path) -> None:
+    """The real network on its engine: two good nuts and two flawed ones, by the command that needs no daemon."""
+    for kind, source in (("good", "good"), ("bad", "color")):
+        (tmp_path / "samples" / kind).mkdir(parents=True)
+        for photo in sorted((PHOTOS / "test" / source).iterdir())[:2]:
+            shutil.copy(photo, tmp_path / "samples" / kind)
+    path = write_config(tmp_path / "line.toml", BUNDLE, ["nuts"], challenge={"dir": "samples"})
+
+    done = subprocess.run(
+        [sys.executable, "-m", "edge.cli", "challenge", str(path), "--apart"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+    assert (done.returncode, done.stdout) == (0, "passed: 4 samples answered as they should be\n"), done.stderr

@@ -24,6 +24,7 @@ from edge.config import EdgeConfig, EngineConfig, LogConfig, MetricsConfig, load
 from edge.daemon import Ready, StopRequest
 from edge.demo.line import write_config
 from edge.errors import BundleError, ConfigError, KizuError, ParityError
+from edge.line_stages import make_stages
 from edge.login import make_login
 from edge.pipeline import Pipeline
 from edge.sender import CameraSender
@@ -191,12 +192,10 @@ def test_a_dry_run_never_certifies(
     calibration = msgspec.structs.replace(tiny_bundle.calibration, certified=True, engine="openvino 2026 cpu")
     bundle = make_bundle(tmp_path / "certified", calibration=calibration)
 
-    real = daemon.make_stages(config_of(tmp_path, bundle), bundle, Path("line.toml"))
-    dry = daemon.make_stages(config_of(tmp_path, bundle, engine=FAKE), bundle, Path("line.toml"))
+    real = make_stages(config_of(tmp_path, bundle), bundle, Path("line.toml"))
+    dry = make_stages(config_of(tmp_path, bundle, engine=FAKE), bundle, Path("line.toml"))
 
-    other = daemon.make_stages(
-        config_of(tmp_path, bundle, engine={"backend": "onnxruntime"}), bundle, Path("line.toml")
-    )
+    other = make_stages(config_of(tmp_path, bundle, engine={"backend": "onnxruntime"}), bundle, Path("line.toml"))
 
     assert real.decide.calibration.certified
     assert not dry.decide.calibration.certified and not other.decide.calibration.certified
@@ -207,7 +206,7 @@ def test_a_batch_larger_than_the_bundles_is_a_configuration_error(tmp_path: Path
     config = config_of(tmp_path, tiny_bundle, batching={"max_batch": 5})
 
     with pytest.raises(ConfigError, match=r"line.toml: batching.max_batch is 5, .*write 4 or less"):
-        daemon.make_stages(config, tiny_bundle, Path("line.toml"))
+        make_stages(config, tiny_bundle, Path("line.toml"))
 
 
 def test_a_missing_bundle_names_the_configurations_key(tmp_path: Path, tiny_bundle: ModelBundle) -> None:
@@ -283,11 +282,11 @@ def test_a_full_disk_ends_the_line_and_names_the_log(
 
 def test_the_smallest_region_is_the_configurations_or_the_bundles(tmp_path: Path, tiny_bundle: ModelBundle) -> None:
     """min_area_px overrides what the bundle was made with."""
-    own = daemon.make_stages(config_of(tmp_path, tiny_bundle), tiny_bundle, Path("line.toml"))
+    own = make_stages(config_of(tmp_path, tiny_bundle), tiny_bundle, Path("line.toml"))
     set_here = config_of(tmp_path, tiny_bundle, segment={"min_area_px": 77})
 
     assert own.segment.min_area_px == tiny_bundle.calibration.min_area_px
-    assert daemon.make_stages(set_here, tiny_bundle, Path("line.toml")).segment.min_area_px == 77
+    assert make_stages(set_here, tiny_bundle, Path("line.toml")).segment.min_area_px == 77
 
 
 def test_a_line_that_fails_is_an_error_with_its_reason(

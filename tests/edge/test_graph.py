@@ -160,6 +160,17 @@ def test_bf16_weights_are_rounded_to_the_nearest() -> None:
     assert bits.view(np.float32).tolist() == [1.0, 1.0, 1.015625, -3.140625, 65280.0]
 
 
+@pytest.mark.parametrize(("precision", "kind"), [("fp16", TensorProto.FLOAT16), ("bf16", TensorProto.FLOAT)])
+def test_a_transposed_convolution_stays_as_it_is_in_bf16(precision: Precision, kind: int) -> None:
+    """TensorRT for RTX cannot build it; tests/trainer/methods/test_lrdan.py builds a graph that has some."""
+    model = one("ConvTranspose", ["w"], {"w": np.ones((3, 4, 3, 3), np.float32)}, kernel_shape=[3, 3])
+
+    loaded = onnx.load_from_string(at_precision(model, precision))
+    kinds = {tensor.name: tensor.data_type for tensor in loaded.graph.initializer}
+
+    assert [kinds[node.input[1]] for node in loaded.graph.node if node.op_type == "ConvTranspose"] == [kind]
+
+
 def test_a_weight_beyond_fp16_is_refused_by_name() -> None:
     """It would become infinite without a word."""
     model = one("Conv", ["w"], {"w": np.full((4, 3, 3, 3), 1e5, np.float32)}, kernel_shape=[3, 3])

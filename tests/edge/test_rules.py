@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from edge import rules as rules_module
 from edge.camera import CameraCalibration, Plane
 from edge.errors import ConfigError
 from edge.masks import RunLength
-from edge.rules import Measured, Rule, RuleFile, Rules, Zone, cluster, in_polygon, load_rules
+from edge.rule_file import Rule, RuleFile, Zone, is_simple
+from edge.rules import Measured, Rules, cluster, in_polygon, load_rules
 from edge.stages.measure import Measure
 from edge.types import DefectRegion
 
@@ -129,6 +131,19 @@ def test_rules_in_millimeters_need_a_scale() -> None:
         Measure(None, Rules(RuleFile(1, (Rule("one long", length_over_mm=1.0),))))
 
 
+@settings(max_examples=300, deadline=None)
+@given(at=st.integers(0, len(WRITTEN)), cut=st.integers(0, 12), put=st.text(max_size=6))
+def test_a_damaged_file_is_refused_or_read_but_never_a_crash(at: int, cut: int, put: str) -> None:
+    """Any slip of the hand in the file ends in rules, or in a message that names it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rules.toml"
+        path.write_bytes((WRITTEN[:at] + put + WRITTEN[at + cut :]).encode("utf-8", "surrogatepass"))
+        try:
+            load_rules(path)
+        except ConfigError as refused:
+            assert str(path) in str(refused)
+
+
 # --- against brute force ----------------------------------------------------------------------------------------------
 
 COORDINATES = st.integers(0, 12)
@@ -186,7 +201,7 @@ def test_the_brute_force_would_notice_a_cluster_of_pairs_only(monkeypatch: pytes
 def test_a_point_is_in_a_polygon_when_its_angles_add_up(corners: list[tuple[int, int]], point: tuple[int, int]) -> None:
     """By the winding number, for simple polygons; the point is moved off every edge and corner."""
     polygon, spot = np.array(corners, np.float64), np.add(point, (0.3717, 0.2113))
-    if not rules_module._is_simple(polygon):
+    if not is_simple(polygon):
         return
     angles = np.arctan2(*(polygon - spot).T[::-1])
     turns = np.sum(np.remainder(np.roll(angles, -1) - angles + math.pi, 2 * math.pi) - math.pi) / (2 * math.pi)

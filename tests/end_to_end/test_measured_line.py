@@ -12,6 +12,7 @@ from dark_spots import SIDE, dark_bundle, spots
 from edge import daemon
 from edge.bundle import ModelBundle
 from edge.camera import Plane, write_camera
+from edge.commands.rescore import rescore
 from edge.config import EdgeConfig, load_config
 from edge.daemon import Ready, StopRequest
 from edge.demo.line import write_config
@@ -73,8 +74,10 @@ def judge(config: EdgeConfig, frames: list[np.ndarray]) -> list[DefectEvent]:
     return events
 
 
-def test_a_rule_file_decides_on_a_real_line(tmp_path: Path, make_bundle: MakeBundle) -> None:
-    """Good; one of 0.25 mm; one of 0.4 mm; three near; three apart; a long one on the clamp. All in one log."""
+def test_a_rule_file_decides_on_a_real_line(
+    tmp_path: Path, make_bundle: MakeBundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Good; one of 0.25 mm; one of 0.4 mm; three near; three apart; a long one on the clamp. One is scored again."""
     small = (30, 30, 34, 33)
     config = line(tmp_path, dark_bundle(make_bundle, tmp_path / "bundle"))
     frames = [
@@ -99,6 +102,11 @@ def test_a_rule_file_decides_on_a_real_line(tmp_path: Path, make_bundle: MakeBun
     assert one.regions[0].center_mm_xy == pytest.approx((1.6, 1.575))
     assert {event.calibration_id for event in (good, one)} == {daemon.open_camera(tmp_path / "cam.camera").id}
     assert good.rules_id == one.rules_id is not None
+    capsys.readouterr()
+
+    rescore(long.id, tmp_path / "line.toml")  # the frame was kept as the camera sent it
+
+    assert capsys.readouterr().out.startswith("identical: reject")
 
 
 def test_rules_in_millimeters_without_a_scale_are_refused_at_the_start(tmp_path: Path, make_bundle: MakeBundle) -> None:

@@ -45,7 +45,7 @@ class Line:
         self.state, self.fallback = "ready", ""
         self._name = name
         self._numbers: dict[str, int] = {}
-        self._last = self.events = self.replay = ""
+        self.events = self.replay = ""
         self.start()
 
     def start(self) -> None:
@@ -68,6 +68,10 @@ class Line:
         self._server.close()
         self._publisher.close()
         self._log.close()
+
+    def put(self, event: DefectEvent, png: bytes | None) -> None:
+        """Log, commit and publish an event that was made elsewhere."""
+        self._log.append(event, png, lambda logged: self._publisher.publish(logged, png))
 
     def flush(self) -> None:
         """Wait until everything said is committed."""
@@ -103,8 +107,7 @@ class Line:
             "decision": decision, "mask": wire.mask_state(png), "frame_height": height, "frame_width": width,
             "regions": regions, "captured_ns": now_ns, "decided_ns": now_ns, "latency_ns": 7_000_000,
         } | scores | changes))  # fmt: skip
-        self._last = event.id
-        self._log.append(event, png, lambda logged: self._publisher.publish(logged, png))
+        self.put(event, png)
         return event
 
     def reject(self, camera: str = "cam1", **changes: Any) -> DefectEvent:

@@ -83,7 +83,7 @@ class KillLine:
         if name == "daemon":
             threading.Thread(target=self._listen, args=(self._processes[name],), daemon=True).start()
 
-    def wait_until_ready(self, timeout_s: float = 60.0) -> None:
+    def wait_until_ready(self, timeout_s: float = 300.0) -> None:
         """Wait for the daemon's ready line."""
         if not self._ready.get(timeout=timeout_s):
             raise RuntimeError(f"the daemon ended: {(self.folder / 'daemon.stderr').read_text()[-2000:]}")
@@ -111,7 +111,7 @@ class KillLine:
         path = self.folder / file
         return path.read_text().splitlines() if path.exists() else []
 
-    def finish(self, timeout_s: float = 60.0) -> None:
+    def finish(self, timeout_s: float = 300.0) -> None:
         """Stop the cameras, wait until every subscriber has everything, end the daemon in order."""
         for name in CAMERAS:
             self._processes[name].kill()
@@ -212,7 +212,7 @@ def run_kills(folder: Path, bundle: Path, kills: int, seed: int) -> dict[str, An
             line.start(name)
         line.wait_until_ready()
         while sum(line.killed.values()) < kills:
-            line.wait_for(f"{rng.choice(CAMERAS)}.acked", 5, 60)
+            line.wait_for(f"{rng.choice(CAMERAS)}.acked", 5, 300)
             victims = ["daemon", *CAMERAS, *CONSUMERS][: kills - sum(line.killed.values())]
             rng.shuffle(victims)
             for name in victims:

@@ -12,6 +12,7 @@ The control runs the same with `synchronous=NORMAL` planted, and must lose ackno
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -23,8 +24,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -40,7 +42,8 @@ PER_BOOT = 1_000_000
 """Frame numbers of one boot: none is ever used again, also if the log lost it."""
 SURVIVES = (0.0, 0.5, 0.9)
 """The share of cached sectors that reach the disk, one of them drawn for each cut."""
-BOOT_S = 180.0
+BOOT_S = 240.0
+BOOT_TRIES = 3
 MEMORY_MIB = 512
 
 INIT = """#!/bin/busybox sh
@@ -192,6 +195,24 @@ def make_disk(path: Path) -> None:
     subprocess.run(["mkfs.ext4", "-q", "-F", str(path)], check=True)
 
 
+class NeverBooted(RuntimeError):
+    """A software-emulated machine on a busy host may miss its own timers; the log was not reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """When the power goes: after so many acknowledgements, and then so many writes and flushes of the disk."""
+
+    after_acked: int
+    after_requests: int
+    survives: float
+    seed: int
+
+    @classmethod
+    def drawn(cls, rng: random.Random) -> Self:
+        return cls(rng.randrange(20, 400), rng.randrange(1, 30), rng.choice(SURVIVES), rng.randrange(2**31))
+
+
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
@@ -203,7 +224,8 @@ class Machine:
         self._words: Counter[str] = Counter()
         self._more = threading.Condition()
         disk = {"driver": "nbd", "server.type": "unix", "server.path": str(socket), "node-name": "disk"}
-        append = f"console=ttyS0 quiet panic=-1 kizu={','.join(words)}"
+        # no_timer_check: on a busy host an emulated clock looks broken to the kernel, which would give up.
+        append = f"console=ttyS0 quiet panic=-1 no_timer_check nowatchdog kizu={','.join(words)}"
         self._process = subprocess.Popen(
             [
                 *("qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", str(MEMORY_MIB), "-nographic"),
@@ -220,19 +242,21 @@ class Machine:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def wait_for(self, word: str, count: int, timeout_s: float) -> None:
+    def wait_for(self, word: str, count: int, timeout_s: float, late: type[RuntimeError] = RuntimeError) -> None:
         """Wait until `count` lines begin with `word`.
 
         Raises:
-            RuntimeError: the machine says that something failed, ended, or took too long.
+            RuntimeError: the machine says that something failed.
+            late: it ended or took too long.
         """
         deadline = time.monotonic() + timeout_s
         with self._more:
             while self._words[word] < count:
                 left_s = deadline - time.monotonic()
-                if self._words["failed"] or self._words["Traceback"] or left_s <= 0 or self._process.poll() is not None:
+                wrong = self._words["failed"] or self._words["Traceback"]
+                if wrong or left_s <= 0 or self._process.poll() is not None:
                     said = "\n".join(self.lines[-30:])
-                    raise RuntimeError(f"the machine did not say {word!r} {count} times:\n{said}")
+                    raise (RuntimeError if wrong else late)(f"it did not say {word!r} {count} times:\n{said}")
                 self._more.wait(min(left_s, 1.0))
 
     def kill(self) -> list[str]:
@@ -266,34 +290,60 @@ def held(lines: Iterable[str]) -> set[int]:
     return {number for first, last in numbers(lines, "holds") for number in range(first, last + 1)}
 
 
-def cut_power(folder: Path, kernel: Path, initramfs: Path, cuts: int, seed: int, *, faulty: bool) -> dict[str, Any]:
-    """Boot, append, cut, as often as asked; what of the acknowledged was missing at the boot that followed."""
-    rng, disk = random.Random(seed), folder / f"disk-{faulty}.img"
-    make_disk(disk)
-    acked, lost, rounds = set[int](), set[int](), list[dict[str, Any]]()
-    for boot in range(cuts + 1):
-        words = [str(boot * PER_BOOT), *(["--normal"] if faulty else [])]
-        socket = folder / f"nbd-{faulty}-{boot}"
-        with VolatileDisk(disk, socket) as volatile:
-            machine = Machine(kernel, initramfs, socket, words)
-            try:
-                machine.wait_for("sound", 1, BOOT_S)
-                missing = acked - held(machine.lines)
-                lost |= missing
-                acked -= missing  # each is counted once
-                if boot == cuts:
-                    break
-                machine.wait_for("acked", rng.randrange(20, 400), BOOT_S)
-                volatile.cut_after(rng.randrange(1, 30), rng, rng.choice(SURVIVES))
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """What one boot found in the log and acknowledged until its end; `figures` are the disk's at the cut."""
+
+    held: set[int]
+    acked: set[int]
+    figures: dict[str, int]
+
+
+def boot_once(disk: Path, socket: Path, kernel: Path, initramfs: Path, words: Sequence[str], cut: Cut | None) -> Boot:
+    """Boot on what is left of the disk, and let the power go as `cut` says; without one, only look.
+
+    Raises:
+        NeverBooted: the machine did not come as far as the log.
+        RuntimeError: the log failed, or the machine stopped appending.
+    """
+    with VolatileDisk(disk, socket) as volatile:
+        machine = Machine(kernel, initramfs, socket, words)
+        try:
+            machine.wait_for("sound", 1, BOOT_S, NeverBooted)
+            if cut is not None:
+                machine.wait_for("acked", cut.after_acked, BOOT_S)
+                volatile.cut_after(cut.after_requests, random.Random(cut.seed), cut.survives)
                 if not volatile.gone.wait(BOOT_S):
                     raise RuntimeError("the machine does not write any more:\n" + "\n".join(machine.lines[-30:]))
-            finally:
-                lines = machine.kill()
-            new = {one[0] for one in numbers(lines, "acked")}
-            acked |= new
-            of_cache = {"in_cache": volatile.cached, "of_it_kept": volatile.survived}
-            rounds.append({"acked": len(new), "flushes": volatile.flushes, **of_cache})
-            print(json.dumps({"cut": boot + 1, "lost_so_far": len(lost), **rounds[-1]}), file=sys.stderr, flush=True)
+        finally:
+            lines = machine.kill()
+        figures = {"flushes": volatile.flushes, "in_cache": volatile.cached, "of_it_kept": volatile.survived}
+        return Boot(held(lines), {one[0] for one in numbers(lines, "acked")} if cut else set(), figures)
+
+
+def cut_power(folder: Path, kernel: Path, initramfs: Path, cuts: int, seed: int, *, faulty: bool) -> dict[str, Any]:
+    """Boot, append, cut, as often as asked; what of the acknowledged was missing at the boot that followed."""
+    rng, disk, sockets = random.Random(seed), folder / f"disk-{faulty}.img", itertools.count()
+    make_disk(disk)
+    acked, lost, rounds = set[int](), set[int](), list[dict[str, int]]()
+    for number in range(cuts + 1):
+        words = [str(number * PER_BOOT), *(["--normal"] if faulty else [])]
+        cut = Cut.drawn(rng) if number < cuts else None
+        for tries in range(1, BOOT_TRIES + 1):
+            socket = folder / f"nbd-{faulty}-{next(sockets)}"
+            try:
+                found = boot_once(disk, socket, kernel, initramfs, words, cut)
+                break
+            except NeverBooted as error:
+                print(f"the machine did not boot, try {tries} of {BOOT_TRIES}: {error}", file=sys.stderr, flush=True)
+        else:
+            raise RuntimeError("the machine does not boot; see above")
+        missing = acked - found.held
+        lost |= missing
+        acked = (acked - missing) | found.acked  # each is counted once
+        if cut is not None:
+            rounds.append({"acked": len(found.acked), **found.figures})
+            print(json.dumps({"cut": number + 1, "lost_so_far": len(lost), **rounds[-1]}), file=sys.stderr, flush=True)
     return {
         "cuts": cuts,
         "acknowledged": sum(one["acked"] for one in rounds),

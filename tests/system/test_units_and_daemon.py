@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from edge.errors import ConfigError, LogError
+
 UNITS = Path(__file__).parents[2] / "systemd"
 SERVICES = sorted(UNITS.glob("*.service"))
 
@@ -34,6 +36,15 @@ def test_the_edge_unit_passes_on_what_a_line_needs() -> None:
     assert f"NUMBA_CACHE_DIR=/var/cache/{cache}/numba" in text and cache.startswith("kizu")
     assert values(text, "LoadCredential")[0].startswith("server.key:/")
     assert values(text, "RestartPreventExitStatus") == ["2"]
+
+
+def test_a_line_whose_disk_is_bad_is_started_again_until_it_is_repaired() -> None:
+    """Without a limit, and with the exit status of a disk that is full or read-only, not that of a wrong file."""
+    text = (UNITS / "kizu-edge@.service").read_text(encoding="utf-8")
+
+    assert values(text, "StartLimitIntervalSec") == ["0"] and values(text, "Restart") == ["on-failure"]
+    assert values(text, "RestartPreventExitStatus") == [str(ConfigError.exit_code)]
+    assert LogError.exit_code != ConfigError.exit_code
 
 
 def test_compiled_code_needs_pages_that_this_unit_does_not_forbid() -> None:

@@ -138,7 +138,7 @@ def test_the_center_keeps_away_from_zero() -> None:
 def test_the_papers_weights_are_the_defaults_and_each_term_carries_its_own() -> None:
     """1, 5, 1, 0.05, 1 and k = 0.4: every term of every turn against the plain formulas."""
     nets, look, objective = a_step(Weights())
-    auxiliary = cast(AutoEncoder, nets.auxiliary)
+    auxiliary = nets.auxiliary
     with torch.no_grad():
         x, made, z = look.images, look.made, look.latents
         plain = {

@@ -106,8 +106,14 @@ class ConadConfig:
         return asdict(self) | {"widths": list(self.widths), "critic_widths": list(self.critic_widths)}
 
 
-FRAMES = ConadConfig(preset="frames", epochs=20, min_steps=400, max_steps=600)
-"""The recommended preset: whole frames, two heads, sized for two CPU cores."""
+FRAMES = ConadConfig(preset="frames", epochs=20, min_steps=400, max_steps=600, learning_rate=1e-3, decay="cosine")
+"""The recommended preset: whole frames, two heads, sized for two CPU cores.
+
+A rate of 1e-3 that falls to zero instead of DCGAN's constant 2e-4, which is for a hundred times as many steps.
+"""
+
+PAPER_FRAMES = ConadConfig(preset="paper-frames", size_px=224, stride=1, batch_size=32)
+"""The paper's setting for metal parts as far as it is told: 224 px, a cell a pixel, two heads, the largest tenth."""
 
 CIFAR = ConadConfig(
     preset="cifar",
@@ -123,5 +129,7 @@ CIFAR = ConadConfig(
 )
 """The paper's CIFAR-10 setting as far as it is told: 32 x 32 px, DCGAN-like, eight heads, the whole NLL as score."""
 
-PRESETS: Mapping[str, ConadConfig] = MappingProxyType({preset.preset: preset for preset in (FRAMES, CIFAR)})
+PRESETS: Mapping[str, ConadConfig] = MappingProxyType(
+    {preset.preset: preset for preset in (FRAMES, PAPER_FRAMES, CIFAR)}
+)
 RECOMMENDED = "frames"

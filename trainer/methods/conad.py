@@ -53,6 +53,7 @@ class Conad:
         self.config, self.device, self.seed = config, device, seed
         # Gray until `prepare` says otherwise: first and last layers depend on the channels.
         self._build(1)
+        self._last: tuple[Batch, _Made] | None = None
         self.statistics: dict[str, Any] = {}
 
     @property
@@ -188,27 +189,27 @@ class Conad:
             self.net = Generator(spec).to(self.device)
             self.critic = Critic(spec, discriminate=self.config.hypothesis_discrimination).to(self.device)
         self._trainable = nn.ModuleDict({"generator": self.net, "critic": self.critic})
-        self._last: tuple[Batch, _Made] | None = None
 
     def _made(self, batch: Batch) -> _Made:
         """The batch through the generator with its gradient, once a step: only the critic changes between the turns."""
-        if self._last is None or self._last[0] is not batch:
-            self._require_size(tuple(batch.frames.shape))
-            self.net.train()
-            random = torch.Generator().manual_seed(batch.draw)
-            pictures = pixels(batch.frames.to(self.device))
-            with self._autocast():
-                mean, log_variance = (one.float() for one in self.net.encode(pictures))
-                noise, other = (torch.randn(mean.shape, generator=random).to(self.device) for _ in range(2))
-                latent = torch.cat([mean + noise * torch.exp(0.5 * log_variance), other])
-                # Together: batch norm must not see codes of one kind in training and those of another afterwards.
-                means, raw = self.net.decode(latent)
-            count = len(pictures)
-            posterior, prior = means.float().split(count)
-            nll = self._nll(pictures, posterior, None if raw is None else raw[:count].float())
-            made = _Made(pictures, nll, divergence(mean, log_variance), posterior, prior)
-            self._last = batch, made
-        return self._last[1]
+        if self._last is not None and self._last[0] is batch:
+            return self._last[1]
+        self._require_size(tuple(batch.frames.shape))
+        self.net.train()
+        random = torch.Generator().manual_seed(batch.draw)
+        pictures = pixels(batch.frames.to(self.device))
+        with self._autocast():
+            mean, log_variance = (one.float() for one in self.net.encode(pictures))
+            noise, other = (torch.randn(mean.shape, generator=random).to(self.device) for _ in range(2))
+            latent = torch.cat([mean + noise * torch.exp(0.5 * log_variance), other])
+            # Together: batch norm must not see codes of one kind in training and those of another afterwards.
+            means, raw = self.net.decode(latent)
+        count = len(pictures)
+        posterior, prior = means[:count].float(), means[count:].float()
+        nll = self._nll(pictures, posterior, None if raw is None else raw[:count].float())
+        made = _Made(pictures, nll, divergence(mean, log_variance), posterior, prior)
+        self._last = batch, made
+        return made
 
     def _nll(self, pictures: Tensor, means: Tensor, raw: Tensor | None) -> Tensor:
         """The NLL (n, H) of whole images."""

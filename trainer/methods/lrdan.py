@@ -159,7 +159,7 @@ class Lrdan:
     def _build(self, channels: int) -> None:
         # Channels last, as frames come: a step on 256 px takes 0.80 instead of 0.96 core-s (batch 8, AVX-512).
         nets = LrdanNets(self.config.spec(channels), self.seed)
-        self.nets = nets.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.nets: LrdanNets = nets.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _discriminator_terms(self, batch: Batch) -> Losses:
         # From the first step on: a judge that has never seen anything would mislead the generator later.

@@ -16,13 +16,14 @@ const tiles = new Tiles((shown) => detail.open(shown));
 const trend = new Trend();
 const health = new Health();
 let heard = performance.now();
-let spoken = 0;
+let spoken = -Infinity;
 
 function take(delta) {
   heard = performance.now();
   // After a pause of this page or of the console everything comes again.
   if (delta.first) tiles.clear();
   if (delta.tiles) tiles.update(delta.tiles);
+  if (delta.rejects) tiles.rejects(delta.rejects, !delta.first);
   if (delta.rejects || delta.skipped) strip.update(delta.rejects ?? [], delta.skipped ?? 0);
   if (delta.trend) trend.update(delta.trend, delta.bin_s);
   if (delta.health) {
@@ -46,10 +47,15 @@ function listen() {
     health.gone();
     // A refusal (signed out, too many pages) ends an EventSource for good; an outage it heals itself.
     if (stream.readyState === EventSource.CLOSED) {
-      stream.close();
-      setTimeout(listen, 2000);
+      setTimeout(again, 2000);
     }
   };
+}
+
+async function again() {
+  const answer = await fetch("/abilities").catch(() => null);
+  if (answer !== null && answer.status === 401) location.assign("/sign-in");
+  else listen();
 }
 
 // A console that is stopped but not gone keeps its connection open and says nothing.

@@ -29,6 +29,7 @@ export class Detail {
     this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
     this.dialog.addEventListener("keydown", (event) => this.key(event));
     this.frame.image.addEventListener("load", () => this.note(""));
+    this.frame.image.addEventListener("error", () => this.note("The picture is not kept (any more)."));
   }
 
   open(shown) {
@@ -72,9 +73,12 @@ export class Detail {
     ];
     if (shown.decision === "inconclusive") rows.splice(2, 3, ["Reason", shown.detail ? `${shown.reason}: ${shown.detail}` : shown.reason]);
     if (shown.part) rows.splice(1, 0, ["Part", shown.part]);
-    shown.regions.slice(0, 4).forEach(([box, area, , mm2], index) => {
-      const size = `${box[2] - box[0]} × ${box[3] - box[1]} px, ${mm2 === null ? `${area} px²` : `${number(mm2)} mm²`}`;
-      rows.push([index ? "" : "Size", size]);
+    if (shown.decision !== "inconclusive" && shown.detail) rows.push(["Rules", shown.detail]);
+    shown.regions.slice(0, 4).forEach(([box, area, , mm2, length, zone], index) => {
+      const size = [`${box[2] - box[0]} × ${box[3] - box[1]} px`, mm2 === null ? `${area} px²` : `${number(mm2)} mm²`];
+      if (length !== null) size.push(`${number(length)} mm long`);
+      if (zone !== null) size.push(`passed over in ${zone}`);
+      rows.push([index ? "" : "Size", size.join(", ")]);
     });
     const more = Math.max(0, shown.regions.length - 4) + shown.more_regions;
     if (more) rows.push(["", `and ${more} more`]);

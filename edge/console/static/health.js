@@ -2,7 +2,7 @@
 
 import { byId, clock, duration, element, mark, percent, put } from "/static/dom.js";
 
-const CERTIFICATES = { valid: "certified", void: "void", none: "not certified", "": "–" };
+const CERTIFICATES = { valid: "certified", void: "void", paused: "not on the CPU", none: "not certified", "": "–" };
 
 export class Health {
   constructor() {
@@ -42,11 +42,12 @@ export class Health {
     put(byId("total-inconclusive"), percent(sum("inconclusive"), sum("parts")));
     const silent = health.cameras.filter((camera) => camera.silent).length;
     const count = health.cameras.length;
-    this.row("Daemon", state === "away" ? "away" : health.state || "live", state === "away" || health.state === "stalled");
+    this.row("Daemon", state === "away" ? "away" : health.state || "live", state !== "live");
     this.row("Cameras", silent ? `${silent} of ${count} silent` : `${count} deliver`, silent > 0);
     this.row("Model", health.model ? health.model.slice(0, 12) : "–", false, health.model);
     this.row("Certificate", CERTIFICATES[health.certificate] ?? "–", health.certificate === "void");
     this.row("Engine", health.fallback ? "CPU instead of GPU" : "as configured", Boolean(health.fallback));
+    if (health.challenge) this.row("Challenge", `${health.challenge} ${duration(health.challenge_s)} ago`, health.challenge === "failed", health.challenge_detail);
     this.row("Behind", health.lag ? `${health.lag} events` : "no", health.lag > 100);
     this.row("Missed", health.lost ? `${health.lost} events` : "none", health.lost > 0);
     if (health.refused) this.row("Refused", `${health.refused} messages`, true);
@@ -56,7 +57,8 @@ export class Health {
     if (this.lost !== null) return ["away", "no console"];
     if (this.last === null) return ["wait", "connecting"];
     if (this.last.away_s !== null) return ["away", "daemon away"];
-    if (this.last.state === "stalled" || this.last.state === "degraded") return ["warn", this.last.state];
+    // Also a state that a daemon of tomorrow invents.
+    if (this.last.state && this.last.state !== "ready") return ["warn", this.last.state];
     return ["live", "live"];
   }
 
@@ -73,9 +75,11 @@ export class Health {
       told.push(["bad", "away", health.heard ? `The daemon is away ${since}. What is below is the last that was heard; it goes on by itself.` : `No daemon was heard ${since}. The page goes on by itself when it starts.`]);
     }
     if (health.state === "stalled") told.push(["bad", "stalled", "The line is stalled: it holds frames and gets nowhere."]);
+    if (health.state === "withheld") told.push(["bad", "withheld", "The line holds every part until its challenge is passed."]);
     if (health.certificate === "void") told.push(["warn", "void", `The certificate has been void for ${duration(health.certificate_s)}: parts are no longer like those it stands on. Calibrate again.`]);
     if (health.fallback) told.push(["warn", "fallback", `The GPU cannot be used (${health.fallback}); the CPU takes its place.`]);
     else if (health.state === "degraded") told.push(["warn", "degraded", "The line is degraded: the engine is lost, parts are held."]);
+    if (health.challenge === "failed") told.push(["bad", "challenge", `The line's last challenge failed ${duration(health.challenge_s)} ago. ${health.challenge_detail}`]);
     const silent = health.cameras.filter((camera) => camera.silent).map((camera) => camera.camera);
     if (silent.length && health.away_s === null) told.push(["warn", "silent", `Silent: ${silent.slice(0, 6).join(", ")}${silent.length > 6 ? ` and ${silent.length - 6} more` : ""}.`]);
     if (health.lag > 100) told.push(["warn", "lag", `This console is ${health.lag} events behind the line.`]);

@@ -1,6 +1,6 @@
 // One tile a camera: verdict, score against threshold, the last parts, and where the last flaw was.
 
-import { Frame, WORDS, address, byId, duration, element, glyph, mark, number, put } from "/static/dom.js";
+import { Frame, WORDS, address, byId, clock, duration, element, glyph, mark, number, put } from "/static/dom.js";
 
 const RECENT = 60;
 const REDRAW_MS = 400;
@@ -13,6 +13,7 @@ class Tile {
     this.recent = [];
     this.shown = null;
     this.flaw = null;
+    this.threshold = null;
     this.health = null;
     this.dirty = true;
     this.alarm = 0;
@@ -48,16 +49,21 @@ class Tile {
     this.recent.push(...tile.recent);
     if (this.recent.length > RECENT) this.recent.splice(0, this.recent.length - RECENT);
     this.dirty = true;
-    if (tile.shown.decision === "reject") this.alarm = performance.now() + ALARM_MS;
-    if (tile.shown.decision === "reject" || this.flaw === null || this.flaw.shown.decision !== "reject") {
-      this.find(tile.shown, pictures);
-    }
+    if (tile.shown.threshold !== null) this.threshold = tile.shown.threshold;
+    if (this.flaw === null || this.flaw.decision !== "reject") this.find(tile.shown, pictures);
     this.draw();
   }
 
-  // The last flaw stays in the window, dimmed, until the next one: at ten parts a second nobody sees a single frame.
+  // The last reject stays in the window, dimmed, until the next one: at ten parts a second nobody sees a single frame,
+  // and the newest part is seldom the one that matters.
+  reject(shown, pictures, fresh) {
+    if (fresh) this.alarm = performance.now() + ALARM_MS;
+    this.find(shown, pictures);
+    this.draw();
+  }
+
   find(shown, pictures) {
-    this.flaw = { shown, at: performance.now() };
+    this.flaw = shown;
     const has = pictures && shown.decision === "reject";
     this.frame.show(shown, has ? `${address("picture", shown.id)}?size=thumb` : null);
   }
@@ -73,10 +79,10 @@ class Tile {
     put(this.score, silent ? duration(this.health.age_s) : shown.score === null ? shown.reason : number(shown.score));
     put(this.against, silent ? "since its last part" : shown.score === null ? "inconclusive" : `threshold ${number(shown.threshold)}`);
     mark(this.button, "alarm", performance.now() < this.alarm ? "" : null);
-    const old = this.flaw.shown.id !== shown.id && this.flaw.shown.decision === "reject";
+    const old = this.flaw.id !== shown.id && this.flaw.decision === "reject";
     mark(this.frame.holder, "old", old ? "" : null);
-    mark(this.frame.holder, "empty", this.flaw.shown.decision !== "reject" && !this.flaw.shown.outline ? "" : null);
-    put(this.when, old ? `${duration((performance.now() - this.flaw.at) / 1000)} ago` : "");
+    mark(this.frame.holder, "empty", this.flaw.decision !== "reject" && !this.flaw.outline ? "" : null);
+    put(this.when, old ? clock(this.flaw.at_ms) : "");
   }
 
   // Once a second or so: what changes by itself.
@@ -104,9 +110,11 @@ class Tile {
     }
     const context = this.canvas.getContext("2d");
     context.clearRect(0, 0, width, height);
-    const threshold = this.shown.threshold;
+    const threshold = this.threshold;
     const scores = this.recent.map(([score]) => score).filter((score) => score !== null);
-    const low = Math.min(...scores, threshold ?? Infinity);
+    // The lowest score still has a bar; the threshold stays at one height whatever comes.
+    const lowest = Math.min(...scores, threshold ?? Infinity);
+    const low = threshold !== null && threshold > lowest ? lowest - 0.25 * (threshold - lowest) : lowest - 1;
     const line = 0.42;
     const span = threshold !== null && threshold > low ? (threshold - low) / (1 - line) : 1;
     const pitch = width / RECENT;
@@ -122,6 +130,12 @@ class Tile {
     const y = Math.round(height * line);
     for (let x = 0; x < width; x += 6 * ratio) context.fillRect(x, y, 3 * ratio, Math.max(1, ratio));
   }
+}
+
+function columns(count) {
+  if (count === 1) return 1;
+  if (count === 2 || count === 4) return 2;
+  return count <= 6 ? 3 : count <= 12 ? 4 : 0;
 }
 
 export class Tiles {
@@ -144,6 +158,12 @@ export class Tiles {
     }
   }
 
+  // Each camera's last one among these, oldest first.
+  rejects(rejects, fresh) {
+    const last = new Map(rejects.map((one) => [one.camera, one]));
+    for (const [camera, one] of last) this.tiles.get(camera)?.reject(one, this.pictures, fresh);
+  }
+
   clear() {
     for (const tile of this.tiles.values()) tile.recent = [];
   }
@@ -155,7 +175,7 @@ export class Tiles {
     const order = [...this.tiles.values()].sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
     const next = order[order.indexOf(one) + 1];
     this.list.insertBefore(one.item, next === undefined ? null : next.item);
-    this.list.dataset.count = this.tiles.size;
+    this.list.dataset.columns = columns(this.tiles.size);
     mark(document.querySelector("main"), "many", this.tiles.size > MANY ? "" : null);
     byId("no-cameras").hidden = true;
     this.reach(this.list.querySelector(".tile"));

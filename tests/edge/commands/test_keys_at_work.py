@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,14 @@ from typer.testing import CliRunner
 
 from edge import cli, daemon
 from edge.bundle import ModelBundle
+from edge.client import Subscriber
 from edge.config import load_config
 from edge.daemon import Ready, StopRequest
 from edge.demo.line import write_config
+from edge.errors import SourceTimeout
 from edge.images import encode_png
 from edge.keys import make_pair
+from edge.sender import CameraSender
 from peers import KeyRing
 
 
@@ -86,6 +90,42 @@ def test_a_camera_that_is_not_on_the_list_is_told_what_to_check(line: Ready, rin
                      "--key", ring.folder / "camera-cam.key", "--server-key", ring.public)  # fmt: skip
 
     assert code == 1 and "list of peers this camera's key" in out
+
+
+def test_whoever_is_taken_off_the_list_is_out_of_a_running_line(line: Ready, ring: KeyRing) -> None:
+    """Camera and subscriber that were let in: the frame gets no answer and is counted, the other hears nothing more."""
+    camera, dash = ring.admit("cam", "camera"), ring.admit("dash", "subscribe")
+    picture = np.full((64, 64), 99, np.uint8)
+
+    def metric(name: str) -> float:
+        with urllib.request.urlopen(line.metrics_url, timeout=10) as page:
+            lines = page.read().decode().splitlines()
+        return next(float(text.split()[-1]) for text in lines if text.startswith(name))
+
+    def until(done: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not done():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    with (
+        CameraSender(line.frames_address, "cam", keys=camera) as sender,
+        Subscriber(line.events_address, keys=dash) as heard,
+    ):
+        heard.wait_until_connected(30)
+        sender.send(picture, encoding="raw", timeout_s=20)
+        assert sender.drain(20) == 0 and heard.receive(20)[0].frame_sequence == 0
+        ring.peers.write_text("")
+        until(lambda: metric('kizu_connections_refused_total{reason="key_unknown"}') > 0)  # the subscriber, outside
+
+        sender.send(picture, encoding="raw", timeout_s=20)
+
+        until(lambda: metric('kizu_messages_refused_total{reason="key_removed"}') > 0)
+        assert metric('kizu_camera_connected{camera="cam"}') == 0
+        assert sender.drain(0.5) == 1 and metric('kizu_frames_received_total{camera="cam"}') == 1
+        heard.latest_head = None
+        with pytest.raises(SourceTimeout):
+            heard.wait_until_connected(1.5)
 
 
 def test_half_of_the_keys_is_refused(ring: KeyRing, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from edge.clock import ManualClock
 from edge.console.board import MAX_CAMERAS, MAX_REJECTS, RECENT, Board, FeedCounts
-from edge.console.shown import MAX_NAME, MAX_REGIONS, Health
+from edge.console.shown import MAX_NAME, MAX_REGIONS, Health, Region
 from edge.console.trend import BINS, WINDOW_S, Trend
 from edge.events import EventRegion
 from edge.wire import Head
@@ -158,6 +158,18 @@ def test_a_certificate_that_was_borne_and_is_gone_is_void(shop: Shop) -> None:
     assert shop.health.certificate == "none"
 
 
+def test_a_certificate_rests_while_the_cpu_stands_in_for_the_gpu(shop: Shop) -> None:
+    """Verdicts lose it then, but no part has changed: nobody is told to calibrate again."""
+    shop.part(certified=True)
+    shop.head(fallback="driver")
+    shop.part(certified=False)
+    resting = shop.health.certificate
+    shop.head()
+    shop.part(certified=True)
+
+    assert (resting, shop.health.certificate) == ("paused", "valid")
+
+
 def test_a_camera_that_the_certificate_never_covered_does_not_void_it(shop: Shop) -> None:
     """One of two cameras has another region of interest than was certified; the other one's certificate holds."""
     shop.part("cam1", certified=True)
@@ -207,6 +219,16 @@ def test_a_camera_that_stops_is_silent_by_its_own_rhythm(shop: Shop) -> None:
     assert {one.camera: one.silent for one in shop.health.cameras} == {"fast": False, "slow": False}
 
 
+def test_a_challenge_is_no_camera_that_falls_silent(shop: Shop) -> None:
+    """An event about the line has no tile, no place among the rejects and no count; it is a sign of life."""
+    shop.part("cam1")
+    shop.part("challenge", kind="challenge", reason="challenge")
+    shop.part("challenge", "inconclusive", kind="challenge", reason="challenge")
+    shop.later(120)
+
+    assert [camera.camera for camera in shop.health.cameras] == ["cam1"]
+
+
 def test_a_fast_camera_that_stops_is_silent_soon(shop: Shop) -> None:
     """Control."""
     for _ in range(100):
@@ -236,6 +258,29 @@ def test_many_regions_are_told_by_their_number(shop: Shop) -> None:
 
     shown = shop.board.delta(-1, -1).rejects[0]
     assert len(shown.regions) == MAX_REGIONS and shown.more_regions == 200 - MAX_REGIONS
+
+
+def test_a_challenge_is_about_the_line_and_counts_as_no_part(shop: Shop) -> None:
+    """It has no tile, is no reject, and the page says how it went; a kind that nobody knows yet is skipped."""
+    shop.part("challenge", "inconclusive", kind="challenge", reason="challenge", detail="bad-3.png was accepted")
+    shop.part("cam9", "reject", kind="of tomorrow")
+    shop.later(4)
+    failed = shop.board.delta(-1, -1, health=True, trend=True)
+    shop.part("challenge", kind="challenge")
+
+    assert failed.tiles == [] and failed.rejects == [] and failed.trend == []
+    assert failed.health is not None
+    assert (failed.health.challenge, failed.health.challenge_s) == ("failed", 4)
+    assert failed.health.challenge_detail == "bad-3.png was accepted" and shop.health.challenge == "passed"
+
+
+def test_sizes_in_millimeters_and_ignored_zones_come_along(shop: Shop) -> None:
+    """Where the camera's scale is known, and where rules pass over a region."""
+    region = EventRegion((0, 0, 4, 2), 8, 1.5, area_mm2=0.5, length_mm=1.2, ignored_by="logo")
+    shop.part(decision="accept", reason="rule", detail="0 regions count", regions=(region,))
+
+    found = shop.board.delta(-1, -1).tiles[0].shown
+    assert found.regions[0] == Region((0, 0, 4, 2), 8, 1.5, 0.5, 1.2, "logo") and found.detail == "0 regions count"
 
 
 def test_a_label_travels_with_its_event(shop: Shop) -> None:

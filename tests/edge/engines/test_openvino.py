@@ -44,6 +44,18 @@ def test_the_arithmetic_is_fp32_whatever_the_processor_offers(tiny_bundle: Model
         assert engine.precision == "f32"
 
 
+@pytest.mark.parametrize(("before", "frames"), [(0, 2), (1, 1), (4, 0)])
+def test_warming_up_runs_one_frame_a_stream_and_no_more(tiny_bundle: ModelBundle, before: int, frames: int) -> None:
+    """Frames that ran already count, so that a swap whose golden frames were checked costs the line no burst."""
+    with open_tiny(tiny_bundle) as engine:
+        spec = engine.spec
+        for _ in range(before):
+            engine.infer(np.zeros((1, spec.height, spec.width, spec.channels), np.uint8))
+        engine.warmup()
+
+        assert engine._next == before + frames
+
+
 def test_control_without_the_hint_a_capable_processor_would_use_bf16(
     tiny_bundle: ModelBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:

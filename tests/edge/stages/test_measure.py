@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from edge.camera import CameraCalibration, Plane
 from edge.masks import RunLength
-from edge.rules import Rule, RuleFile, Rules
+from edge.rule_file import Rule, RuleFile
+from edge.rules import Rules
 from edge.stages import measure as stage
 from edge.stages.measure import Measure
 from edge.stages.segment import MAX_REGIONS, Segment

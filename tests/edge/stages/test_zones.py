@@ -12,9 +12,10 @@ from edge.stages.segment import Segment
 from edge.stages.zones import Zones
 from edge.types import AnomalyMap, FrameId, Roi
 
+SIZE = (16, 64)
 GEOMETRY = MapGeometry(4, 8, stride=4.0, offset_y=1.5, offset_x=1.5)
-LEFT = Zone("left", ((10.0, 0.0), (26.0, 0.0), (26.0, 16.0), (10.0, 16.0)))
-RIGHT = Zone("right", ((26.0, 0.0), (42.0, 0.0), (42.0, 8.0), (26.0, 8.0)), offset=2.0)
+LEFT = Zone("left", (((10.0, 0.0), (26.0, 0.0), (26.0, 16.0), (10.0, 16.0)),))
+RIGHT = Zone("right", (((26.0, 0.0), (42.0, 0.0), (42.0, 8.0), (26.0, 8.0)),), offset=2.0)
 
 
 def a_map(scores: NDArray[np.float32]) -> AnomalyMap:
@@ -28,7 +29,7 @@ def test_each_zone_has_its_offset_and_the_rest_is_low() -> None:
     scores = np.ones((4, 8), np.float32)
     scores[3, 7] = 9.0  # in no zone
 
-    moved = Zones([LEFT, RIGHT], GEOMETRY)(a_map(scores))
+    moved = Zones([LEFT, RIGHT], GEOMETRY)(a_map(scores), SIZE)
 
     assert moved.score == 3.0 and moved.scores[3, 7] == 1.0
     assert (moved.scores[:, :4] == 1.0).all() and (moved.scores[:2, 4:] == 3.0).all()
@@ -39,22 +40,22 @@ def test_no_region_is_reported_where_nothing_is_inspected() -> None:
     scores = np.zeros((4, 8), np.float32)
     scores[2:, 4:] = 9.0
 
-    assert Segment(2.5, 1)(Zones([LEFT, RIGHT], GEOMETRY)(a_map(scores)), (16, 64)) == ()
+    assert Segment(2.5, 1)(Zones([LEFT, RIGHT], GEOMETRY)(a_map(scores), SIZE), (16, 64)) == ()
     assert Segment(2.5, 1)(a_map(scores), (16, 64)) != ()  # control: without zones
 
 
 def test_the_first_zone_that_holds_a_cell_has_it() -> None:
     """The same polygon twice: the second has nothing left."""
-    again = Zone("again", LEFT.polygon_xy, offset=5.0)
+    again = Zone("again", LEFT.rings_xy, offset=5.0)
     zones, anomaly_map = Zones([LEFT, again], GEOMETRY), a_map(np.ones((4, 8), np.float32))
 
-    assert zones(anomaly_map).score == 1.0
+    assert zones(anomaly_map, SIZE).score == 1.0
     assert zones.peaks(anomaly_map).tolist() == [1.0, -np.inf]
 
 
 def test_a_polygon_with_a_notch_is_as_drawn() -> None:
     """Even-odd: the cells in the notch are outside."""
-    notched = Zone("u", ((10, 0), (42, 0), (42, 16), (30, 16), (30, 4), (22, 4), (22, 16), (10, 16)))
+    notched = Zone("u", (((10, 0), (42, 0), (42, 16), (30, 16), (30, 4), (22, 4), (22, 16), (10, 16)),))
 
     labels = Zones([notched], GEOMETRY).labels(a_map(np.zeros((4, 8), np.float32)))
 
@@ -72,10 +73,10 @@ def test_the_grid_is_placed_anew_for_another_region() -> None:
 
 def test_zones_elsewhere_than_the_picture_are_an_error_and_no_verdict() -> None:
     """Nothing of it was inspected."""
-    far = Zone("far", ((1000, 0), (1010, 0), (1010, 10)))
+    far = Zone("far", (((1000, 0), (1010, 0), (1010, 10)),))
 
     with pytest.raises(BundleError, match="far"):
-        Zones([far], GEOMETRY)(a_map(np.ones((4, 8), np.float32)))
+        Zones([far], GEOMETRY)(a_map(np.ones((4, 8), np.float32)), SIZE)
 
 
 def test_a_score_that_is_no_maximum_cannot_have_zones() -> None:
@@ -84,4 +85,4 @@ def test_a_score_that_is_no_maximum_cannot_have_zones() -> None:
 
     with pytest.raises(BundleError, match="mean"):
         Zones([LEFT], mean)
-    assert Zones([], mean)(a_map(np.ones((4, 8), np.float32))).score == 1.0
+    assert Zones([], mean)(a_map(np.ones((4, 8), np.float32)), SIZE).score == 1.0
