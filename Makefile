@@ -11,7 +11,7 @@ PIP = .venv/bin/pip --disable-pip-version-check install -q -c constraints.txt
 KIZU = .venv/bin/kizu
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-train setup test test-gpu check format fuzz test-system bench bench-gpu kernels soak soak-kill power-cut compile-all clean
+.PHONY: help demo demo-train setup test test-gpu check format pages fuzz test-system bench bench-gpu kernels soak soak-kill power-cut compile-all clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ help:  ## print this list
 # The first try finds a CPU build wherever pip is already set up to look; the second asks PyTorch's own index for it.
 .venv/.dev: .venv/.runtime
 	$(PIP) "$(TORCH)" 2>/dev/null || $(PIP) "$(TORCH)" --index-url $(TORCH_INDEX)
-	$(PIP) -e '.[train,dev]'
+	$(PIP) -e '.[train,console,dev]'
 	@touch $@
 
 demo: .venv/.runtime  ## watch a line being inspected: daemon, two cameras, subscriber (no torch, no GPU)
@@ -50,11 +50,16 @@ demo-train: setup  ## train the shipped demo bundle again, from the shipped phot
 	@mkdir -p build
 	$(KIZU) train student-teacher --preset line --data edge/demo/photos --out build/demo-bundle
 
+pages: setup  ## write docs/metrics.md and the Grafana dashboard again, from the code
+	.venv/bin/python docs/metrics_page.py > docs/metrics.md
+	.venv/bin/python deploy/grafana/build_dashboard.py > deploy/grafana/dashboards/kizu.json
+
 fuzz: setup  ## over a million damaged inputs for every parser of what comes from outside, as JSON lines
 	.venv/bin/python tests/helpers/fuzzing.py --inputs $(INPUTS_FUZZ)
 
-test-system: setup  ## the unit under a real systemd in a container (root, systemd-container): two minutes
+test-system: setup  ## the unit under a real systemd in a container (root, systemd-container), Prometheus beside a line: three minutes
 	.venv/bin/python tests/system/nspawn.py
+	.venv/bin/python -m pytest -rs tests/system/test_prometheus_line.py
 
 bench: setup  ## every benchmark that needs no data beside the checkout, as JSON lines
 	@for name in engine segmentation throughput overhead startup memory fdfe; do .venv/bin/python benchmarks/$$name.py || exit 1; done

@@ -1,13 +1,13 @@
 """How well do bundles tell defects from good parts on the shared test images, beside PaDiM on the same images?
 
 `--bundles DIR` holds one bundle a set, DIR/SET; with `--train` those that are missing are trained there first
-(`kizu train student-teacher`, the preset given, and the set's own options below; docs/benchmarks.md says which of them
-were chosen when test figures were known).
+(`kizu train METHOD`, the preset given, and the set's own options below; docs/benchmarks.md says which of them were
+chosen when test figures were known).
 Sets and bundles that are absent are skipped and named. Prints one JSON object: per set each figure with its 95 %
 bootstrap interval, PaDiM's, and the difference; per defect kind our own; the means over all sets that were judged, and
 what an image costs on this machine. `--untrained` is the control: the preset with teachers that never learned anything.
-Run with `python benchmarks/accuracy.py --bundles DIR --train [--preset duo] [--sets a,b] [-- --set score=e]`; what
-follows `--` goes to `kizu train`.
+Run with `python benchmarks/accuracy.py --bundles DIR --train [--method fcdd] [--preset NAME] [--sets a,b] [-- MORE]`,
+where what follows `--` goes to `kizu train`.
 """
 
 from __future__ import annotations
@@ -64,21 +64,23 @@ def padim() -> dict[str, dict[str, Any]]:
 PADIM = padim()
 
 
-# Images of one part or strip stay on one side of the held-out split; crops of many shapes keep their aspect. Another
-# strip of cloth is a little unlike those learned from as a whole, and that is no flaw: what `center` is for.
-AITEX_STRIP = ["--part-regex", r"^(\d+)_", "--set", "center=median"]
+# Images of one part or strip stay on one side of the held-out split; crops of many shapes keep their aspect.
+AITEX_STRIP = ["--part-regex", r"^(\d+)_"]
 TRAIN_OPTIONS = {
     "aitex_01": AITEX_STRIP,
     "aitex_02": AITEX_STRIP,
     "aitex_04": AITEX_STRIP,
     "magnetic_tile": ["--part-regex", r"num_(\d+)", "--aspect", "keep"],
 }
+# Another strip of cloth is a little unlike those learned from as a whole, and that is no flaw: what `center` is for.
+STUDENT_TEACHER_OPTIONS = {name: ["--set", "center=median"] for name in TRAIN_OPTIONS if name.startswith("aitex")}
 
 
-def train(name: str, data: Path, out: Path, preset: str, more: list[str]) -> None:
-    """Train ``preset`` on the set's good images, as a user would."""
-    command = [sys.executable, "-m", "edge.cli", "train", "student-teacher", "--preset", preset]
-    command += ["--data", str(data), "--out", str(out), *TRAIN_OPTIONS.get(name, []), *more]
+def train(name: str, data: Path, out: Path, method: str, preset: str | None, more: list[str]) -> None:
+    """Train ``preset`` (None: the method's recommended one) on the set's good images, as a user would."""
+    own = STUDENT_TEACHER_OPTIONS.get(name, []) if method == "student-teacher" else []
+    command = [sys.executable, "-m", "edge.cli", "train", method, "--data", str(data), "--out", str(out)]
+    command += [*([] if preset is None else ["--preset", preset]), *TRAIN_OPTIONS.get(name, []), *own, *more]
     print(f"accuracy: training {out}", file=sys.stderr)
     subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
 
@@ -164,14 +166,19 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="folder of the sets; default ../shared/data")
     parser.add_argument("--sets", default=",".join(PADIM), help="which, separated by commas; default all")
     parser.add_argument("--train", action="store_true", help="train missing bundles first, up to 10 minutes each")
-    parser.add_argument("--preset", default="duo", help="what --train trains; default duo")
+    parser.add_argument("--method", default="student-teacher", help="what --train trains; default student-teacher")
+    parser.add_argument("--preset", help="its preset; default: duo for student-teacher, else the recommended one")
     parser.add_argument("--untrained", action="store_true", help="with --train: random teachers, as a control")
     parser.add_argument("--backend", default="openvino", choices=BACKENDS)
     parser.add_argument("more", nargs="*", help="after --: further options of kizu train")
     options = parser.parse_args()
     chosen = options.sets.split(",")
+    if options.untrained and options.method != "student-teacher":
+        parser.error("--untrained is about teachers, which only student-teacher has; see the method's own control")
     if unknown := sorted(set(chosen) - PADIM.keys()):
         parser.error(f"--sets: unknown {', '.join(unknown)}; there are {', '.join(PADIM)}")
+
+    preset = options.preset or ("duo" if options.method == "student-teacher" else None)
 
     found: dict[str, Any] = {}
     skipped: dict[str, str] = {}
@@ -182,8 +189,8 @@ def main() -> None:
             continue
         if not bundle.exists() and options.train:
             options.bundles.mkdir(parents=True, exist_ok=True)
-            control = ["--teacher", untrained_teachers(options.preset, options.bundles)] if options.untrained else []
-            train(name, data, bundle.resolve(), options.preset, [*options.more, *control])
+            control = ["--teacher", untrained_teachers(preset or "duo", options.bundles)] if options.untrained else []
+            train(name, data, bundle.resolve(), options.method, preset, [*options.more, *control])
         if not bundle.exists():
             skipped[name] = "no bundle; --train makes it"
             continue
@@ -194,6 +201,7 @@ def main() -> None:
         "padim_source": PADIM_SOURCE,
         "python": platform.python_version(),
         "machine": platform.machine(),
+        "train_options": options.more,
         "means": means(found),
         "sets": found,
         "skipped": skipped,

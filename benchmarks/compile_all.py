@@ -1,112 +1,161 @@
 """Does every graph build for every GPU at every precision, how fast, and the same twice?
 
-Every preset of student-teacher whose teachers are shipped is exported from a few of the demo's photographs (students
-untrained: a build does not see what weights mean), and every bundle given is taken as it is. TensorRT for RTX builds
-each for each target alone, at fp32, fp16 and bf16, and quantized bundles at their own precision; twice, to compare the
-bytes, and the bytes with the numbers of intermediate values left out. Prints one JSON line a graph and precision, then
-one of totals; exits with 1 if anything does not build, or takes longer than `--bound-s`.
+Every preset of every method whose teachers are shipped is exported from a few of the demo's photographs (untrained: a
+build does not see what weights mean), and every bundle given is taken as it is. TensorRT for RTX builds each for each
+target alone, at fp32, fp16 and bf16, and at int8 and fp8 where `kizu quantize` takes the graph (ranges of four
+photographs, no accuracy gate); fp8 must be refused by name where a GPU has none. Everything is built twice by
+`kizu compile`, to compare the bytes. Prints one JSON line a graph and precision, then one of
+totals; exits with 1 if anything does not build, has other bytes the second time, or takes longer than `--bound-s`.
 
-    python benchmarks/compile_all.py [--bundles DIR ...]
+    python benchmarks/compile_all.py [--only METHOD/PRESET ...] [--bundles DIR ...]
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
-import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 
-from edge.bundle import InputSpec, ModelBundle, open_bundle
-from edge.compile import CompiledPlan, CompilePrecision, compile_bundle
+from calib.int8 import chosen_layers, find_ranges, observe, quantize_graph
+from calib.quantize import draft_bundle
+from calib.ranges import QuantizedPrecision
+from edge.bundle import InputSpec, ModelBundle, derive_bundle, open_bundle
 from edge.errors import KizuError
 from edge.graph import quantized_types
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = ROOT / "edge" / "demo" / "photos"
 TARGETS = ("sm80", "sm86", "sm89", "sm120")
-FLOATS: tuple[CompilePrecision, ...] = ("fp32", "fp16", "bf16")
+WITHOUT_FP8 = {"sm80", "sm86"}
+FLOATS = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One graph at one precision, built twice for each target; `failed` holds messages by target."""
+
+    graph: str
+    precision: str
+    engines: int
+    same_bytes: int
+    slowest_s: float
+    mib: float
+    refused: list[str]
+    failed: dict[str, str]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundles", type=Path, nargs="*", default=[], help="further bundles")
+    parser.add_argument("--only", nargs="*", default=[], metavar="METHOD/PRESET", help="these presets; default: all")
     parser.add_argument("--bound-s", type=float, default=3.0)
     options = parser.parse_args()
-    failed = total = slow = 0
-    slowest = 0.0
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
-        for bundle in itertools.chain(presets(Path(folder)), map(open_bundle, options.bundles)):
-            held = quantized_types(bundle.model)
-            for precision in held or FLOATS:
-                row = matrix(bundle, precision, Path(folder))  # type: ignore[arg-type]
-                print(json.dumps(row), flush=True)
-                total += len(TARGETS)
-                failed += len(row["failed"])  # type: ignore[arg-type]
-                slowest = max(slowest, row["slowest_s"])  # type: ignore[call-overload]
-                slow += row["slowest_s"] > options.bound_s  # type: ignore[operator]
-    print(json.dumps({"benchmark": "compile_all", "engines": total, "failed": failed, "slowest_s": slowest}))
-    sys.exit(1 if failed or slow else 0)
+        for bundle in itertools.chain(presets(Path(folder), options.only), map(open_bundle, options.bundles)):
+            for precision, variant in variants(bundle, Path(folder)):
+                rows.append(matrix(bundle.manifest.name, variant, precision))
+                print(json.dumps(dataclasses.asdict(rows[-1])), flush=True)
+    engines, failed = sum(row.engines for row in rows), sum(len(row.failed) for row in rows)
+    other_bytes, slowest = sum(row.engines - row.same_bytes for row in rows), max(row.slowest_s for row in rows)
+    totals = {"engines": engines, "failed": failed, "other_bytes": other_bytes, "slowest_s": slowest}
+    print(json.dumps({"benchmark": "compile_all"} | totals))
+    sys.exit(1 if failed or other_bytes or slowest > options.bound_s or not engines else 0)
 
 
-def matrix(bundle: ModelBundle, precision: CompilePrecision, folder: Path) -> dict[str, object]:
-    """Both builds of one graph at one precision for every target."""
-    plans, failed, same, same_but_names = [], {}, 0, 0
+def variants(bundle: ModelBundle, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Every precision of one graph, with the bundle on disk that has it."""
+    held = quantized_types(bundle.model)
+    yield from ((precision, bundle.path) for precision in held or FLOATS)
+    if not held:
+        for low in get_args(QuantizedPrecision):
+            try:
+                yield low, quantized(bundle, low, folder / f"{bundle.manifest.name}-{low}")
+            except KizuError as error:
+                print(f"compile_all: {bundle.manifest.name} {low} left out: {error}", file=sys.stderr)
+
+
+def quantized(bundle: ModelBundle, precision: QuantizedPrecision, out: Path) -> Path:
+    """The graph as `kizu quantize` would write it, not judged."""
+    layers = chosen_layers(bundle.model, precision)
+    seen = observe(bundle, layers, sorted(PHOTOS.rglob("*.jpg"))[:4], lambda done: None)
+    made = quantize_graph(bundle.model, layers, find_ranges(layers, seen, "mse", precision), precision, seen.means)
+    draft = draft_bundle(bundle, made)
+    return derive_bundle(
+        bundle, out, calibration=bundle.calibration, provenance_extra={}, model=draft.model, golden=draft.golden,
+        tolerance=draft.manifest.tolerance,
+    ).path  # fmt: skip
+
+
+def matrix(graph: str, bundle: Path, precision: str) -> Row:
+    """An engine for each target alone, twice."""
+    row = Row(graph, precision, 0, 0, 0.0, 0.0, [], {})
     for target in TARGETS:
-        try:
-            first, second = (
-                compile_bundle(bundle, targets=[target], precision=precision, cache=Path(tempfile.mkdtemp(dir=folder)))
-                for _ in range(2)
-            )
-        except KizuError as error:
-            if precision == "fp8" and target in ("sm80", "sm86"):
-                continue  # as it should be
-            failed[target] = str(error)[:300]
+        first, second = build(bundle, precision, target), build(bundle, precision, target)
+        if isinstance(first, str) or isinstance(second, str):
+            told = first if isinstance(first, str) else str(second)
+            if precision == "fp8" and target in WITHOUT_FP8 and f"GPUs of {target} do not compute in fp8" in told:
+                row.refused.append(target)
+                continue
+            row.failed[target] = told
+            row = replace(row, engines=row.engines + 1)
             continue
-        plans += [first, second]
-        same += first.sha256 == second.sha256
-        same_but_names += nameless(first) == nameless(second)
-    return {
-        "graph": bundle.manifest.preset or bundle.manifest.name,
-        "precision": precision,
-        "slowest_s": max((plan.build_s for plan in plans), default=0.0),
-        "mib": round(max((plan.size for plan in plans), default=0) / 2**20, 1),
-        "same_bytes": f"{same} of {len(TARGETS)}",
-        "same_but_names": f"{same_but_names} of {len(TARGETS)}",
-        "failed": failed,
-    }
+        row = replace(
+            row,
+            engines=row.engines + 1,
+            same_bytes=row.same_bytes + (first["sha256"] == second["sha256"]),
+            slowest_s=max(row.slowest_s, first["build_s"], second["build_s"]),
+            mib=max(row.mib, round(first["size"] / 2**20, 1)),
+        )
+    return row
 
 
-def nameless(plan: CompiledPlan) -> bytes:
-    return re.sub(rb"__mye\d+", b"__mye", plan.read())
+def build(bundle: Path, precision: str, target: str) -> dict[str, Any] | str:
+    """What `kizu compile --json` prints, or what it says on failing."""
+    with tempfile.TemporaryDirectory() as cache:
+        command = [sys.executable, "-m", "edge.cli", "compile", str(bundle), "--target", target, "--json"]
+        command += ["--precision", precision, "--cache", cache]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return done.stderr[-400:] or f"exit status {done.returncode}"
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[0])
+    return answer
 
 
-def presets(folder: Path) -> Iterator[ModelBundle]:
-    """A bundle of every preset whose teachers are here."""
-    from trainer.config import STUDENT_TEACHER
+def presets(folder: Path, only: list[str]) -> Iterator[ModelBundle]:
+    """A bundle of every preset that can be made of the photographs alone, one at a time."""
     from trainer.data import load_training_set
-    from trainer.distill import load_teacher
     from trainer.export import BundleFacts, export_bundle
-    from trainer.methods.student_teacher import StudentTeacher
+    from trainer.methods import METHODS
+    from trainer.presets import PRESETS
 
-    frames = load_training_set(PHOTOS, size_px=256, aspect="stretch", skip_bad=False).take(np.arange(8))
-    for name, config in STUDENT_TEACHER.items():
-        try:
-            method = StudentTeacher(config, [load_teacher(teacher) for teacher in config.teachers], seed=1)
-        except KizuError as error:
-            print(f"compile_all: {name} left out: {error}", file=sys.stderr)
-            continue
-        method.prepare(frames[:4])
-        # Few images: a cell a pixel at full width costs seconds an image, and a build does not see the numbers.
-        method.fit_statistics(frames[4:6])
-        spec = InputSpec(config.size_px, config.size_px, 3, max_batch=16)
-        facts = BundleFacts(name, "student-teacher", name, spec, "0" * 64, True, {}, {})
-        yield export_bundle(method, folder / name, facts, held_out=frames[6:7])
+    for method_name, of_method in PRESETS.items():
+        for preset, config in of_method.items():
+            name = f"{method_name}/{preset}"
+            if only and name not in only:
+                continue
+            side = config.size_px
+            frames = load_training_set(PHOTOS, size_px=side, aspect="stretch", skip_bad=False).take(np.arange(8))
+            try:
+                method = METHODS[method_name](config, seed=1, device="cpu")
+                method.prepare(frames[:4])
+                # Few images: a cell a pixel at full width costs seconds an image, and a build does not see the numbers.
+                method.fit_statistics(frames[4:6])
+                spec = InputSpec(side, side, 3, max_batch=16)
+                facts = BundleFacts(name.replace("/", "-"), method_name, preset, spec, "0" * 64, True, {})
+                yield export_bundle(method, folder / facts.name, facts, held_out=frames[6:7])
+            except KizuError as error:
+                print(f"compile_all: {name} left out: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

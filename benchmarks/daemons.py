@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -64,11 +65,19 @@ def line_bundle(path: Path, channels: int = 3, model: bytes | None = None, thres
     )
 
 
-def send_frames(address: str, camera: str, shape: tuple[int, ...], count: int, window: int, report: Any) -> None:
+def noise(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """The frame that benchmarks send where none is given, (h, w, C)."""
+    return np.random.default_rng(1).integers(100, 156, shape, np.uint8)
+
+
+def send_frames(
+    address: str, camera: str, shape: tuple[int, ...], count: int, window: int, report: Any, file: Path | None
+) -> None:
     """A camera's process: `count` raw frames as fast as credits allow; puts (first sent, last acknowledged, left)."""
+    from edge.images import read_image
     from edge.sender import CameraSender
 
-    image = np.random.default_rng(1).integers(100, 156, shape, np.uint8)
+    image = noise(shape) if file is None else read_image(file)
     payload = image.tobytes()
     encoding = "mono8" if shape[-1] == 1 else "rgb8"
     with CameraSender(address, camera, window=window) as sender:
@@ -81,13 +90,16 @@ def send_frames(address: str, camera: str, shape: tuple[int, ...], count: int, w
 
 @contextmanager
 def cameras(
-    address: str, names: list[str], shape: tuple[int, ...], count: int, window: int = 8
+    address: str, names: list[str], shape: tuple[int, ...], count: int, window: int = 8, file: Path | None = None
 ) -> Iterator[list[tuple[float, float, int]]]:
-    """Run one camera process per name to its end; the list is filled when the block begins."""
+    """Run one camera process per name to its end; the list is filled when the block begins.
+
+    Frames are ``file``, an image of ``shape``, or noise of it.
+    """
     spawn = multiprocessing.get_context("spawn")  # never fork a process that has threads
     report = spawn.Queue()
     processes = [
-        spawn.Process(target=send_frames, args=(address, name, shape, count, window, report), daemon=True)
+        spawn.Process(target=send_frames, args=(address, name, shape, count, window, report, file), daemon=True)
         for name in names
     ]
     for process in processes:

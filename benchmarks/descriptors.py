@@ -92,7 +92,8 @@ def judge(describe: Describe, options: argparse.Namespace, name: str) -> dict[st
 def plant(image: Image, donor: Image, rng: np.random.Generator) -> tuple[Image, Image]:
     """One weak synthetic defect inside the image: (image with it, mask 0 / 255)."""
     mask = np.zeros(image.shape[:2], np.uint8)
-    center = rng.integers(40, SIDE_PX - 40, 2)
+    side = image.shape[0]
+    center = rng.integers(40 * side // SIDE_PX, side - 40 * side // SIDE_PX, 2)
     x, y = int(center[0]), int(center[1])
     kind = rng.integers(4)
     if kind == 0:  # scratch: a line 1 to 3 px wide
@@ -110,7 +111,7 @@ def plant(image: Image, donor: Image, rng: np.random.Generator) -> tuple[Image, 
         other = np.rot90(np.roll(donor, (31, 57), axis=(0, 1))).astype(np.float32)
         changed = other - other.mean() + pixels[mask > 0].mean() if mask.any() else other
     elif kind == 3:  # dent: shaded light and dark across the spot
-        ramp = np.clip((np.arange(SIDE_PX) - x) / 8.0, -1, 1)[None, :, None]
+        ramp = np.clip((np.arange(side) - x) / 8.0, -1, 1)[None, :, None]
         changed = pixels + 0.8 * strength * ramp
     else:  # scratch and blob: brighter or darker
         changed = pixels + strength

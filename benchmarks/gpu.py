@@ -28,7 +28,7 @@ for folder in (ROOT, ROOT / "tests" / "helpers"):
 
 from edge.bundle import ModelBundle, open_bundle  # noqa: E402
 from edge.engines.cuda import CudaDevice, ordinal_of  # noqa: E402
-from edge.engines.device import BufferPlan  # noqa: E402
+from edge.engines.device import BufferPlan, Plan  # noqa: E402
 from edge.engines.registry import open_engine  # noqa: E402
 from edge.engines.tensorrt import TensorRtProgram, import_tensorrt, spec_of, version_of  # noqa: E402
 from edge.errors import EngineError  # noqa: E402
@@ -37,7 +37,7 @@ from tensorrt_plans import build_plan  # noqa: E402
 
 def through_the_schedule(bundle: ModelBundle, plan: Path, device: str, batch: int, seconds: float) -> dict[str, Any]:
     """Frames per second and latency with as many batches in flight as the engine keeps."""
-    with open_engine(bundle, backend="tensorrt", device=device, max_batch=batch, plan=plan) as engine:
+    with open_engine(bundle, backend="tensorrt", device=device, max_batch=batch, plan=Plan.read(plan)) as engine:
         engine.warmup()
         golden = bundle.golden
         maps = np.concatenate(
@@ -68,7 +68,7 @@ def bare(bundle: ModelBundle, plan: Path, device: str, batch: int, seconds: floa
     gpu = CudaDevice(ordinal_of(device))
     try:
         runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        program = TensorRtProgram(trt, runtime, plan.read_bytes(), plan, bundle.manifest, slots=1)
+        program = TensorRtProgram(trt, runtime, Plan.read(plan), bundle.manifest, slots=1)
         layout = BufferPlan.of(spec_of(bundle.manifest, "", "", batch))
         stream, done, address = gpu.stream(), gpu.event(), gpu.allocate(layout.size)
         places = (address, address + layout.maps_at, address + layout.scores_at)

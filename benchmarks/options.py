@@ -1,12 +1,13 @@
-"""Which options of student-teacher are worth having?  Judged by planted defects, never by test images.
+"""Which options of a method are worth having?  Judged by planted defects, never by test images.
 
 Only ``train/good`` is read.  It is split by physical part as `kizu train` splits it; the part set aside is judged as it
 is, with a small defect planted in each image (scratch, blob, foreign texture, dent), and with one that covers a large
-part of it.  Each variant is the preset with `--set` settings; those with students are trained for ``--steps``.  Prints
-one JSON object a variant: image AUROC and pixel AUROC for both sizes, by set and in the mean.
+part of it.  Each variant is the preset with `--set` settings, trained for ``--steps`` where there is anything to train.
+Prints one JSON object a variant: image AUROC and pixel AUROC for both sizes, by set and in the mean.
 
     python benchmarks/options.py --sets aitex_01,aitex_02,elpv_mono --variant "" --variant center=none \\
         --variant "metric=gaussian" --variant "teachers=line"
+    python benchmarks/options.py --method conad --sets aitex_02 --steps 300 --variant "" --variant sigma=0.1
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from edge.bundle import InputSpec, MapGeometry
 from edge.stages.infer import map_roi
 from edge.stages.segment import render_map
 from edge.types import AnomalyMap, FrameId, Roi
-from trainer.config import STUDENT_TEACHER, StudentTeacherConfig, override
+from trainer.config import MethodConfig, override
 from trainer.data import load_training_set, split_by_part
-from trainer.distill import load_teacher
 from trainer.distill_losses import varied_exposure
 from trainer.loop import run_training
 from trainer.method import Frames
-from trainer.methods.student_teacher import StudentTeacher
+from trainer.methods import METHODS
+from trainer.presets import choose_preset
 
 PIXELS = 200_000
 """Pixels drawn from each side for the pixel AUROC: its error is then below 0.002."""
@@ -48,32 +49,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--sets", default="aitex_01,aitex_02,elpv_mono,magnetic_tile,hazelnut_toy")
-    parser.add_argument("--preset", default="duo")
+    parser.add_argument("--method", default="student-teacher")
+    parser.add_argument("--preset", default=None, help="default: duo, or the method's recommended one")
     parser.add_argument("--variant", action="append", default=[], help='settings by spaces, "" for the preset itself')
     parser.add_argument("--judged", type=int, default=40, help="held-out images of a set, at most")
     parser.add_argument("--learned", type=int, default=160, help="images of a set to learn from, at most")
     parser.add_argument("--exposure", type=float, default=0.0, help="vary the judged images' exposure by this much")
-    parser.add_argument("--steps", type=int, default=1500, help="for variants with students")
+    parser.add_argument("--steps", type=int, default=1500, help="for variants with something to train")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
+    if options.preset is None and options.method == "student-teacher":
+        options.preset = "duo"
     for variant in options.variant or [""]:
         started = time.monotonic()
-        config = override(STUDENT_TEACHER[options.preset], variant.split())
+        config = override(choose_preset(options.method, options.preset), variant.split())
         rows = {}
         for name in options.sets.split(","):
             rows[name] = judge(config, options, name)
-            print(f"options: {variant or options.preset} {name} {rows[name]}", file=sys.stderr, flush=True)
+            print(f"options: {variant or config.preset} {name} {rows[name]}", file=sys.stderr, flush=True)
         mean = {key: round(statistics.mean(row[key] for row in rows.values()), 3) for key in next(iter(rows.values()))}
-        report = {"variant": variant or options.preset, "mean": mean, "sets": rows}
+        report = {"variant": variant or config.preset, "mean": mean, "sets": rows}
         print(json.dumps(report | {"seconds": round(time.monotonic() - started)}), flush=True)
 
 
-def judge(config: StudentTeacherConfig, options: argparse.Namespace, name: str) -> dict[str, float]:
+def judge(config: MethodConfig, options: argparse.Namespace, name: str) -> dict[str, float]:
     """Image and pixel AUROC of small and large planted defects in the held-out images of one set."""
     learned, held = images(options, name, config.size_px)
-    method = StudentTeacher(config, [load_teacher(teacher) for teacher in config.teachers], seed=options.seed)
+    method = METHODS[options.method](config, seed=options.seed, device="cpu")
     method.prepare(learned)
-    if config.students:
+    if any(True for _ in method.trainable.parameters()):
         schedule = replace(config.schedule(len(learned)), steps=options.steps)
         run_training(method, learned, held, schedule, seed=options.seed, identity={})
     method.fit_statistics(held)

@@ -233,7 +233,7 @@ def write_bundle_of_shipped_students(path: Path, stride: int, rate: float, side:
     spec = InputSpec(SIDE_PX, SIDE_PX, 3, max_batch=16, fit="tile")
     least = smallest_side_px(method.map_geometry(SIDE_PX, SIDE_PX))
     spec = msgspec.structs.replace(spec, min_side_px=max(spec.min_side_px, least))
-    facts = BundleFacts("shipped-dense", method.name, "line", spec, "0" * 64, True, {}, {})
+    facts = BundleFacts("shipped-dense", method.name, "line", spec, "0" * 64, True, {})
     crops = np.stack(
         list(tiles_of([photos[name] for name in names], required_parts(false_rejects=rate, confidence=0.95)))
     )

@@ -28,8 +28,9 @@ from edge.types import AnomalyMap, FrameId, Roi
 from trainer.config import STUDENT_TEACHER
 from trainer.data import load_training_set, split_by_part
 from trainer.distill import load_teacher
-from trainer.loop import TerminalReporter, run_training
+from trainer.loop import run_training
 from trainer.methods.student_teacher import StudentTeacher
+from trainer.progress import TerminalReporter
 
 PHOTOS = Path(next(iter(edge.demo.__path__))) / "photos"
 SIDE = 256

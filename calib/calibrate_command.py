@@ -14,7 +14,8 @@ import typer
 from edge.errors import CommandError
 
 if TYPE_CHECKING:
-    from calib.certificate import Certificate
+    from calib.promise import Certificate, Promise
+    from calib.request import MinArea
 
 
 def calibrate(
@@ -23,8 +24,27 @@ def calibrate(
     false_rejects: Annotated[str, typer.Option(metavar="RATE", help="Good parts that may be rejected: 0.01 or 1%.")],
     out: Annotated[Path, typer.Option(help="The new bundle.")],
     confidence: Annotated[str, typer.Option(metavar="C", help="How sure that must be: 0.95 or 95%.")] = "0.95",
+    parts: Annotated[
+        Path | None, typer.Option(metavar="FILE.csv", help="Which files show one part: columns file,part[,camera].")
+    ] = None,
+    part_pattern: Annotated[
+        str | None, typer.Option(metavar="REGEX", help="The same by path: '(?P<part>[^/]+)/.*' is a folder a part.")
+    ] = None,
+    block: Annotated[
+        str | None, typer.Option(metavar="N[:GAP]", help="Without part numbers: N frames in a row count as one part.")
+    ] = None,
+    bad: Annotated[Path | None, typer.Option(help="Folder of bad parts: how many pass; they change nothing.")] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="What people said at `kizu console`: false rejects are good, defects are not.")
+    ] = None,
+    line: Annotated[Path | None, typer.Option(help="The line's TOML file: regions of interest of its cameras.")] = None,
+    zones: Annotated[Path | None, typer.Option(help="Zones, a threshold each: TOML file or mask picture.")] = None,
     min_area: Annotated[
-        int | None, typer.Option(min=1, help="Smallest defect region in pixels; default: as before.")
+        str | None,
+        typer.Option(metavar="PX|certify", help="Smallest defect region; certify: from the good parts. As before."),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="The page to sign; default: OUT.certificate.html.")
     ] = None,
     backend: Annotated[
         str, typer.Option(help="Engine: openvino, onnxruntime or fake; the line must use the same.")
@@ -34,33 +54,53 @@ def calibrate(
 ) -> None:
     """Certify a threshold: at most RATE of good parts rejected, with confidence C, from other good parts."""
     # SciPy and numba take a second to load: not for `--help`.
-    from calib.certificate import certify
+    from calib.certificate import certify_parts
+    from calib.certificate_page import certificate_page
+    from calib.parts import grouping_of
+    from calib.request import Request
     from calib.threshold import parse_rate
+    from calib.zone_files import read_zones
     from edge.bundle import open_bundle
+    from edge.config import load_config
     from edge.engines.registry import require_backend
+    from edge.images import write_atomically
 
-    rate, sure = parse_rate(false_rejects, "--false-rejects"), parse_rate(confidence, "--confidence")
-    if out.exists():
-        raise CommandError(f"--out {out}: exists already, and bundles are written once; give a new path")
-    if not out.absolute().parent.is_dir():
-        raise CommandError(f"--out {out}: its folder does not exist; make it first")
-    source = open_bundle(bundle)
-    certificate = certify(
-        source,
-        good,
-        out,
-        false_rejects=rate,
-        confidence=sure,
-        min_area_px=min_area,
+    request = Request(
+        false_rejects=parse_rate(false_rejects, "--false-rejects"),
+        confidence=parse_rate(confidence, "--confidence"),
+        min_area_px=_min_area(min_area),
         backend=require_backend(backend, CommandError),
         skip_bad=skip_bad_images,
+        grouping=grouping_of(parts, part_pattern, block),
+        bad=bad,
+        labels=labels,
+        line=None if line is None else {camera.name: camera.roi_xywh for camera in load_config(line).cameras},
+        zones={} if zones is None else read_zones(zones),
     )
-    for warning in certificate.warnings:
+    page = report or out.with_name(f"{out.name}.certificate.html")
+    for option, path in (("--out", out), ("--report", page)):
+        if path.exists():
+            raise CommandError(f"{option} {path}: exists already, and is written once; give a new path")
+        if not path.absolute().parent.is_dir():
+            raise CommandError(f"{option} {path}: its folder does not exist; make it first")
+    source = open_bundle(bundle)
+    certified = certify_parts(source, good, out, request)
+    write_atomically(page, certificate_page(certified).encode())
+    for warning in certified.certificate.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if source.signed_by is not None:
         # Whoever signed the source vouched for its thresholds, not for these.
         typer.echo(f"warning: {bundle} is signed, {out} is not: run `kizu sign {out} --key FILE`", err=True)
-    typer.echo(msgspec.json.encode(certificate) if json else table(certificate))
+    typer.echo(msgspec.json.encode(certified.certificate) if json else table(certified.certificate))
+    typer.echo(f"page to sign: {page}", err=json)
+
+
+def _min_area(text: str | None) -> MinArea:
+    if text is None or text == "certify":
+        return "certify" if text else None
+    if not text.isdecimal() or int(text) < 1:
+        raise CommandError(f"--min-area {text!r}: expected pixels, at least 1, or the word certify")
+    return int(text)
 
 
 def table(certificate: Certificate) -> str:
@@ -70,6 +110,8 @@ def table(certificate: Certificate) -> str:
     extra = [f"{len(group)} {what}" for group, what in (
         (certificate.duplicates, "more with the same bytes as another, counted once"), (certificate.skipped, "skipped"),
     ) if group]  # fmt: skip
+    if certificate.images != certificate.parts:
+        extra.insert(0, f"{certificate.images:,} pictures")
     rows = [
         (
             "certified",
@@ -78,16 +120,12 @@ def table(certificate: Certificate) -> str:
         ),
         ("bound reached", percent(certificate.certified_rate)),
         ("good parts", "; ".join([f"{certificate.parts:,}", *extra])),
-        (
-            "threshold",
-            f"{certificate.threshold:.6g}, number {certificate.rank:,} of {certificate.parts:,} scores, ascending; "
-            f"reject above it ({_exceedances(certificate)})",
-        ),
-        (
-            "before",
-            f"{certificate.previous_threshold:.6g}, which rejects {certificate.rejected_before} of these good parts",
-        ),
-        ("pixel threshold", f"{certificate.pixel_threshold:.6g}, regions of at least {certificate.min_area_px} px"),
+        ("one part is", certificate.grouping),
+    ]
+    for camera, promise in (certificate.cameras or {"": certificate}).items():
+        rows += [(f"camera {camera}", f"{promise.parts:,} good parts")] if camera else []
+        rows += _promise_rows(promise)
+    rows += [
         ("engine", certificate.engine),
         (
             "for a tenth",
@@ -97,12 +135,29 @@ def table(certificate: Certificate) -> str:
     ]
     left_out = [f"  {name}: same bytes as {first}" for name, first in certificate.duplicates.items()]
     left_out += [f"  {problem}" for problem in certificate.skipped.values()]
+    left_out += [f"  {certificate.spacing} frames between two blocks"] if certificate.spacing else []
     return "\n".join([*(f"{name:<16}{text}" for name, text in rows), *(["left out"] if left_out else []), *left_out])
 
 
-def _exceedances(certificate: Certificate) -> str:
-    return (
-        f"{certificate.allowed_exceedances} of the sample may lie above"
-        if certificate.allowed_exceedances
-        else "the sample's maximum"
-    )
+def _promise_rows(promise: Promise) -> list[tuple[str, str]]:
+    from calib.threshold import percent
+
+    rows = [
+        (
+            "threshold",
+            f"{promise.threshold:.6g}: {promise.rule}; reject above it",
+        ),
+        ("before", f"{promise.previous_threshold:.6g}, which rejects {promise.rejected_before} of these good parts"),
+        ("pixel threshold", f"{promise.pixel_threshold:.6g}, regions of at least {promise.min_area_px} px"),
+        *((f"zone {name}", f"threshold {value:.6g}") for name, value in promise.zones.items()),
+    ]
+    if promise.suspects:
+        rows.append(("suspect", f"{', '.join(promise.suspects)}: look whether these are good parts; they count"))
+    if (escapes := promise.escapes) is not None:
+        rows.append(
+            (
+                "bad parts",
+                f"{escapes.escaped} of {escapes.parts} pass; of parts like these at most {percent(escapes.bound)}",
+            )
+        )
+    return rows

@@ -22,6 +22,7 @@ from edge.stages.decide import Decide
 from edge.stages.infer import to_map
 from edge.stages.preprocess import Preprocess
 from edge.stages.tile import TileInput, tiling_of
+from edge.stages.zones import Zones
 from edge.types import AnomalyMap, Frame, FrameId, ModelInput, Reason, Unreadable, Verdict
 
 COLLECT_TIMEOUT_S = 120.0
@@ -47,8 +48,11 @@ def collect(
     *,
     skip_bad: bool = False,
     advance: Advance = lambda done: None,
+    camera: str = "folder",
 ) -> Iterator[Collected]:
     """Yield the answer for each of `paths`, in order; FrameId.sequence is the place in `paths`.
+
+    Region of interest, zones and thresholds are those of the bundle's calibration for `camera`.
 
     Each image, or each tile of one, is a batch of its own, `engine.spec.depth` of them in flight: a score then never
     depends on the images beside it, and on a CPU larger batches are no faster. A bad file (no image, damaged, of
@@ -60,7 +64,9 @@ def collect(
         BundleError: the bundle's maps cannot be put together from tiles.
         EngineError: the engine failed, or gave scores that are not finite.
     """
-    preprocess = Preprocess(bundle.manifest.input)
+    calibration = bundle.calibration.of(camera)
+    preprocess = Preprocess(bundle.manifest.input, calibration.roi_xywh)
+    zones = Zones(calibration.zones, bundle.manifest.map)
     tiling = tiling_of(bundle.manifest.input, bundle.manifest.map)
     decide = Decide(bundle.calibration, bundle.model_id)
     waiting: deque[tuple[Ticket, Path, Frame, ModelInput]] = deque()
@@ -82,11 +88,12 @@ def collect(
                 anomaly_map = to_map(model_input, maps[0], float(scores[0]), bundle.manifest.map)
         except EngineError as error:
             raise EngineError(f"{path}: {error}") from error
+        anomaly_map = zones(anomaly_map, (frame.image.shape[0], frame.image.shape[1]))
         yield Collected(path, decide.verdict(frame, anomaly_map, ()), anomaly_map)
 
     for sequence, path in enumerate(paths):
         advance(sequence)
-        prepared = _prepare(path, sequence, preprocess)
+        prepared = _prepare(path, FrameId(camera, epoch=0, sequence=sequence, captured_ns=0), preprocess, zones)
         if isinstance(prepared, tuple):
             frame, model_input = prepared
             if bad:
@@ -110,13 +117,13 @@ def collect(
         raise DataError(_refusal(bad, len(paths)))
 
 
-def _prepare(path: Path, sequence: int, preprocess: Preprocess) -> tuple[Frame, ModelInput] | Unreadable:
-    name = FrameId(camera="folder", epoch=0, sequence=sequence, captured_ns=0)
+def _prepare(path: Path, name: FrameId, preprocess: Preprocess, zones: Zones) -> tuple[Frame, ModelInput] | Unreadable:
     try:
         frame = Frame(name, read_stored_image(path))
     except ImageRefused as error:
         return Unreadable(name, error.reason, str(error))
     try:
+        zones.require_size((frame.image.shape[0], frame.image.shape[1]))
         return frame, preprocess(frame)
     except ImageRefused as error:
         return Unreadable(name, "shape", f"{path}: {error}")

@@ -14,7 +14,7 @@ import typer
 from edge.errors import CommandError
 
 if TYPE_CHECKING:
-    from calib.evaluation import Evaluation, Figures
+    from calib.evaluation import Evaluation, Figures, Judged
 
 
 def evaluate(
@@ -26,6 +26,9 @@ def evaluate(
     maps: Annotated[
         Path | None, typer.Option(help="Write test/KIND/STEM.tiff, float32, to this new or empty folder.")
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.html", help="Write one page with curves, costs and the worst images.")
+    ] = None,
     backend: Annotated[str, typer.Option(help="Engine: openvino, onnxruntime or fake.")] = "openvino",
     skip_bad_images: Annotated[
         bool, typer.Option(help="Count files that cannot be inspected as INCONCLUSIVE.")
@@ -33,6 +36,9 @@ def evaluate(
     refine: Annotated[
         bool, typer.Option(help="Look with the bundle's coarse graph first, as a line does; or densely everywhere.")
     ] = True,
+    camera: Annotated[
+        str | None, typer.Option(help="Whose pictures these are, if the bundle has thresholds by camera.")
+    ] = None,
 ) -> None:
     """Judge a bundle on labeled images: AUROC, AU-PRO, false rejects and escapes, overall and per defect kind."""
     # SciPy and numba take a second to load: not for `--help`.
@@ -42,9 +48,19 @@ def evaluate(
     from edge.images import write_atomically
 
     engine = require_backend(backend, CommandError)
-    _check_targets(json, maps)
+    _check_targets(json, maps, report)
     opened = open_bundle(bundle)
-    result = evaluate_bundle(opened, data, backend=engine, maps=maps, skip_bad=skip_bad_images, refine=refine)
+    judged: list[Judged] = []
+    result = evaluate_bundle(
+        opened,
+        data,
+        backend=engine,
+        maps=maps,
+        skip_bad=skip_bad_images,
+        refine=refine,
+        camera=camera,
+        on_judged=judged.extend,
+    )
     for warning in result.warnings:
         typer.echo(f"warning: {warning}", err=True)
     typer.echo(table(result), err=json == "-")
@@ -53,6 +69,11 @@ def evaluate(
         typer.echo(encoded)
     elif json is not None:
         write_atomically(Path(json), msgspec.json.format(encoded, indent=2) + b"\n")
+    if report is not None:
+        from calib.report import report_page
+
+        write_atomically(report, report_page(result, judged, opened).encode())
+        typer.echo(f"report: {report}", err=True)
 
 
 def table(result: Evaluation) -> str:
@@ -95,8 +116,14 @@ def _cell(figures: Figures, key: str) -> str:
     return f"{value:.3f} ({low:.2f}-{high:.2f})"
 
 
-def _check_targets(json: str | None, maps: Path | None) -> None:
+def _check_targets(json: str | None, maps: Path | None, report: Path | None) -> None:
     """Refuse what could not be written before an hour is spent on it."""
+    if report is not None:
+        from calib.charts import require_matplotlib
+
+        require_matplotlib()
+        if not report.absolute().parent.is_dir():
+            raise CommandError(f"--report {report}: its folder does not exist; make it first")
     if json not in (None, "-") and not Path(str(json)).absolute().parent.is_dir():
         raise CommandError(f"--json {json}: its folder does not exist; make it first")
     if maps is not None and maps.exists() and not (maps.is_dir() and not any(maps.iterdir())):

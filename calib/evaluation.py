@@ -6,8 +6,8 @@ Owns the figures' schema. `docs/evaluation.md` describes the JSON; figures and i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -20,9 +20,10 @@ from calib.intervals import image_auroc_interval, rate_interval
 from calib.metrics import image_auroc
 from calib.pixel_figures import MaskedMap, PixelFigures
 from calib.progress import progress
-from edge.bundle import ModelBundle, check_golden
+from edge.bundle import ModelBundle, ScoreCalibration, check_golden
 from edge.engines.refine import RefineEngine
 from edge.engines.registry import Backend, open_engine
+from edge.errors import CommandError
 from edge.images import write_tiff_float32
 from edge.stages.segment import render_map
 from edge.types import Decision
@@ -115,16 +116,28 @@ def evaluate_bundle(
     maps: Path | None = None,
     skip_bad: bool = False,
     refine: bool = True,
+    camera: str | None = None,
+    on_judged: Callable[[Sequence[Judged]], None] = lambda judged: None,
 ) -> Evaluation:
     """Score the test set in `data` with `bundle` and return every figure; write a map per image into `maps` if given.
 
-    Without `refine`, dense everywhere also where the bundle has a coarse graph.
+    Without `refine`, dense everywhere also where the bundle has a coarse graph. `camera` is whose pictures these are,
+    where the bundle's calibration tells cameras apart. `on_judged` gets every image with its answer, for whoever wants
+    to draw them.
 
     Raises:
+        CommandError: the camera must be named, or is not in the calibration; or `maps` of a bundle that gives one
+            number an image.
         DataError: the folder, an image or a mask cannot be used.
         EngineError: the backend failed.
         ParityError: the backend does not give the bundle's golden answers on this machine.
     """
+    bundle = replace(bundle, calibration=calibration_for(bundle, camera))
+    if maps is not None and _one_number(bundle):
+        raise CommandError(
+            f"--maps {maps}: {bundle.path} ({bundle.manifest.method}, {bundle.manifest.preset}) gives one number an "
+            "image and no map; leave --maps out, or train a preset that looks at patches of the image"
+        )
     images = read_test_set(data)
     digests = [file_sha256(image.path) for image in images]
     judged = []
@@ -141,10 +154,28 @@ def evaluate_bundle(
                 _write_map(maps, judged[-1])
         name = f"{engine.spec.name} {engine.spec.version} {engine.spec.device}"
         refined = (engine.tiles, engine.tiles_refined) if isinstance(engine, RefineEngine) else (None, None)
+    on_judged(judged)
     good = [digest for digest, image in zip(digests, images, strict=True) if image.is_good]
     digest = data_sha256(zip((image.name for image in images), digests, strict=True))
     found = judge(bundle, judged, engine=name, data=str(data), digest=digest, warnings=_bundle_notes(bundle, good))
     return msgspec.structs.replace(found, tiles=refined[0], tiles_refined=refined[1])
+
+
+def calibration_for(bundle: ModelBundle, camera: str | None) -> ScoreCalibration:
+    """Return what holds for pictures of `camera`, None where cameras are not told apart.
+
+    Raises:
+        CommandError: the bundle tells them apart and this one is not named, or not known; or it does not and one is.
+    """
+    known = bundle.calibration.cameras
+    if known and camera not in known:
+        raise CommandError(
+            f"{bundle.path} is calibrated for the cameras {', '.join(known)}"
+            f"{'' if camera is None else f', not for {camera!r}'}; say with --camera whose pictures these are"
+        )
+    if camera is not None and not known:
+        raise CommandError(f"--camera {camera}: {bundle.path} has one calibration for all cameras; leave it out")
+    return bundle.calibration if camera is None else bundle.calibration.of(camera)
 
 
 def judge(
@@ -241,6 +272,8 @@ def _bundle_notes(bundle: ModelBundle, good_digests: Sequence[str]) -> list[str]
             f"the threshold of {bundle.path} is provisional: nothing is promised about false rejects; "
             f"certify it with `kizu calibrate {bundle.path} --good DIR --false-rejects RATE --out BUNDLE`"
         )
+    if _one_number(bundle):
+        notes.append("this bundle gives one number an image and no map: pixel figures only say how it ranks images")
     certificate = bundle.provenance.get("score_calibration")
     for use, known in (
         ("trained on", bundle.provenance.get("training_files")),
@@ -250,6 +283,12 @@ def _bundle_notes(bundle: ModelBundle, good_digests: Sequence[str]) -> list[str]
         if seen:
             notes.append(f"{seen} of the good test images were {use}: the figures flatter the bundle")
     return notes
+
+
+def _one_number(bundle: ModelBundle) -> bool:
+    """Whether its map is a single cell and every picture is judged whole: tiles would make a map of many."""
+    manifest = bundle.manifest
+    return (manifest.map.height, manifest.map.width) == (1, 1) and manifest.input.fit == "resize"
 
 
 def _write_map(folder: Path, judged: Judged) -> None:

@@ -218,6 +218,8 @@ class _Graph:
         for node in self.nodes:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 self.constants[node.output[0]] = node.attribute[0].t
+            elif node.op_type == "Identity" and node.input[0] in self.constants:  # of equal weights one is kept
+                self.constants[node.output[0]] = self.constants[node.input[0]]
         self.makers = {tensor: node for node in self.nodes for tensor in node.output}
         self.users: dict[str, list[onnx.NodeProto]] = {}
         for node in self.nodes:

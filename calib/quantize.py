@@ -243,6 +243,8 @@ def refit(
         data_sha256=digest,
         statistics_shared=before.statistics_shared,
         margin=margin,
+        roi_xywh=before.roi_xywh,
+        zones=before.zones,
     ), rule
 
 
@@ -326,12 +328,20 @@ def _require_quantizable(source: ModelBundle) -> None:
             f"{source.path} looks with coarse.onnx first, and its margin was fitted on that graph in float32; "
             "quantize a bundle that was trained without --refine"
         )
+    if source.calibration.cameras:
+        raise CommandError(
+            f"{source.path} is certified for the cameras {', '.join(source.calibration.cameras)}, and a folder of "
+            "images does not say which one took them; quantize the bundle that it was derived from, then run "
+            "`kizu calibrate`"
+        )
     if types := quantized_types(source.model):
         raise CommandError(f"{source.path} is {types[0]} already; quantize the bundle that it was derived from")
 
 
 def _order_statistic_possible(before: ScoreCalibration, parts: int) -> bool:
     if before.kind != "order-statistic" or before.false_rejects is None or before.confidence is None:
+        return False
+    if before.unit != "image":  # the images here are not grouped into parts
         return False
     return parts >= required_parts(false_rejects=before.false_rejects, confidence=before.confidence)
 

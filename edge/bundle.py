@@ -142,7 +142,7 @@ class Refine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Not a field: `kizu calibrate` moves the thresholds, and a tile with a cell above the lower one must not be
         missed unless its distance is beyond the margin.
         """
-        return min(calibration.threshold, calibration.pixel_threshold) - self.margin
+        return calibration.lowest() - self.margin
 
 
 class FileDigest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -167,6 +167,37 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refine: Refine | None = None
 
 
+Ring = tuple[tuple[float, float], ...]
+
+
+class Zone(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Part of a camera's picture with a threshold of its own: the cells whose centers an odd number of rings hold.
+
+    `rings_xy` are corners in frame pixels, for frames of `frame_size` (height, width), None for any. `offset` is added
+    to the map there, so that one threshold serves every zone: the zone's own is that less `offset`.
+    """
+
+    name: str
+    rings_xy: tuple[Ring, ...]
+    offset: float = 0.0
+    frame_size: tuple[int, int] | None = None
+
+
+RoiXywh = tuple[int, int, int, int]
+
+
+class CameraCalibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One camera's line in the table of a calibration of several; the fields are those of `ScoreCalibration`."""
+
+    threshold: float
+    pixel_threshold: float
+    min_area_px: int
+    scores: tuple[float, ...]
+    roi_xywh: RoiXywh | None = None
+    zones: tuple[Zone, ...] = ()
+    certified: bool = True
+
+
 class ScoreCalibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """calibration.json: the thresholds, and what they stand on.
 
@@ -174,7 +205,10 @@ class ScoreCalibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     (certified: at most `false_rejects` of good parts are rejected, with probability `confidence`). `scores` are the
     good image scores, ascending; a part is rejected when its score is greater than `threshold`, a pixel belongs to a
     defect when its map value is greater than `pixel_threshold`. `statistics_shared` says that map statistics and
-    threshold come from the same images. `data_sha256` is the digest of the good images used.
+    threshold come from the same images. `data_sha256` is the digest of the good images used, `model_sha256` that of the
+    model.onnx that scored them. A part is one `unit`: an image, the frames of one `part_id`, or `block` = [frames, gap]
+    frames in a row; `scores` are then its maxima. Scores are those of `roi_xywh` (None: the whole frame) within
+    `zones` (none: everywhere). `cameras` replaces all of these for the cameras in it.
     """
 
     kind: Literal["provisional", "order-statistic"]
@@ -189,6 +223,27 @@ class ScoreCalibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     false_rejects: float | None = None
     confidence: float | None = None
     margin: float | None = None
+    model_sha256: str | None = None
+    unit: Literal["image", "part", "block"] = "image"
+    block: tuple[int, int] | None = None
+    roi_xywh: RoiXywh | None = None
+    zones: tuple[Zone, ...] = ()
+    cameras: dict[str, CameraCalibration] = {}
+
+    def of(self, camera: str) -> ScoreCalibration:
+        """What holds for one camera; uncertified for one that is not in the table, if there is a table."""
+        if not self.cameras:
+            return self
+        entry = self.cameras.get(camera)
+        if entry is None:
+            return msgspec.structs.replace(self, certified=False, cameras={})
+        given = {name: getattr(entry, name) for name in entry.__struct_fields__}
+        return msgspec.structs.replace(self, cameras={}, **{**given, "certified": self.certified and entry.certified})
+
+    def lowest(self) -> float:
+        """The lowest raw map value that matters anywhere: to an image, a pixel, a zone, a camera."""
+        tables: list[ScoreCalibration | CameraCalibration] = [self, *self.cameras.values()]
+        return min(min(t.threshold, t.pixel_threshold) - max([0.0, *(z.offset for z in t.zones)]) for t in tables)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -614,6 +669,12 @@ def _assemble(directory: Path, manifest_bytes: bytes, manifest: Manifest, conten
     provenance = _parse_json(content[PROVENANCE], dict[str, Any], directory / PROVENANCE)
     calibration = _parse_json(content[CALIBRATION], ScoreCalibration, directory / CALIBRATION)
     _require_sane_calibration(directory / CALIBRATION, calibration)
+    if calibration.model_sha256 not in (None, manifest.files[MODEL].sha256):
+        raise BundleError(
+            f"{directory / CALIBRATION} is the certificate of another model (scored by model.onnx "
+            f"{calibration.model_sha256}, this one is {manifest.files[MODEL].sha256}); run `kizu calibrate` on this "
+            "bundle"
+        )
     return ModelBundle(
         path=directory,
         model_id=sha256_hex(manifest_bytes),
@@ -641,13 +702,26 @@ def _parse_golden(directory: Path, manifest: Manifest, content: Mapping[str, byt
 
 
 def _require_sane_calibration(where: Path, calibration: ScoreCalibration) -> None:
-    scores = calibration.scores
-    if not all(math.isfinite(value) for value in (calibration.threshold, calibration.pixel_threshold, *scores)):
-        raise BundleError(f"{where}: thresholds and scores must be finite; make the bundle again")
-    if any(low > high for low, high in itertools.pairwise(scores)):
+    if (calibration.block is None) == (calibration.unit == "block") or min(calibration.block or (1, 0)) < 0:
+        raise BundleError(f"{where}: unit {calibration.unit!r} with block {calibration.block}; make the bundle again")
+    tables: list[ScoreCalibration | CameraCalibration] = [calibration, *calibration.cameras.values()]
+    for table in tables:
+        _require_sane_table(where, table)
+
+
+def _require_sane_table(where: Path, table: ScoreCalibration | CameraCalibration) -> None:
+    rings = [ring for zone in table.zones for ring in zone.rings_xy]
+    places = [*(zone.offset for zone in table.zones), *(value for ring in rings for point in ring for value in point)]
+    if not all(math.isfinite(value) for value in (table.threshold, table.pixel_threshold, *table.scores, *places)):
+        raise BundleError(f"{where}: thresholds, scores and zones must be finite; make the bundle again")
+    if any(low > high for low, high in itertools.pairwise(table.scores)):
         raise BundleError(f"{where}: scores must be ascending; make the bundle again")
-    if calibration.min_area_px < 0:
-        raise BundleError(f"{where}: min_area_px is {calibration.min_area_px}, expected 0 or more")
+    if table.min_area_px < 0:
+        raise BundleError(f"{where}: min_area_px is {table.min_area_px}, expected 0 or more")
+    if not all(zone.rings_xy for zone in table.zones) or any(len(ring) < 3 for ring in rings):
+        raise BundleError(f"{where}: a zone needs rings of at least three corners; make the bundle again")
+    if table.roi_xywh is not None and (min(table.roi_xywh[:2]) < 0 or min(table.roi_xywh[2:]) < 1):
+        raise BundleError(f"{where}: roi_xywh is {table.roi_xywh}; make the bundle again")
 
 
 def _parse_json(data: bytes, kind: type[_T], where: Path) -> _T:

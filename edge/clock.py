@@ -32,3 +32,7 @@ class ManualClock:
         """Move both readings forward by `seconds`."""
         self._monotonic_ns += round(seconds * 1e9)
         self._wall_ns += round(seconds * 1e9)
+
+    def step_wall(self, seconds: float) -> None:
+        """Set the wall clock forward, or back, as NTP does."""
+        self._wall_ns += round(seconds * 1e9)

@@ -1,37 +1,31 @@
-"""A bundle's graph -> TensorRT engine for stated targets, kept in a private cache.
+"""A bundle's graph -> TensorRT engine for stated targets.
 
-Owns the one module for the API that `tensorrt` 10 / 11 and TensorRT for RTX share, the cache, and every refusal of
-what cannot be built. How a graph is rewritten for a precision is `graph`'s; running an engine is `engines.tensorrt`'s.
-
-Engines are code: they are built on this machine from a verified bundle, never taken from elsewhere. The cache holds one
-folder an engine, named by the digest of everything that decides its bytes; an entry whose description or digest is not
-exactly as wanted is built anew, never loaded.
+Owns the one module for the API that `tensorrt` 10 / 11 and TensorRT for RTX share, and every refusal of what cannot be
+built. How a graph is rewritten for a precision is `graph`'s; where engines are kept is `plan_cache`'s; running one is
+`engines.tensorrt`'s.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
+import math
 import signal
-import stat
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, MappingProxyType
 from typing import Any, Final, Literal, get_args
 
-import msgspec
+import numpy as np
 
-from edge.bundle import COARSE, MODEL, ModelBundle
+from edge.bundle import COARSE, MODEL, ModelBundle, coarse_bundle
 from edge.bundle_files import sha256_hex
-from edge.errors import BundleError, CommandError, ConfigError, EngineError
+from edge.engines.contract import INPUT, MAP_OUTPUT
+from edge.errors import BundleError, CommandError, EngineError, ParityError
 from edge.graph import at_precision, quantized_types, require_buildable
+from edge.plan_cache import CompiledPlan, CompilePrecision, PlanKey, cache_folder, find_plan, keep_plan
 
-CompilePrecision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 PRECISIONS: Final[tuple[str, ...]] = get_args(CompilePrecision)
 
 LIBRARIES: Final = ("tensorrt_rtx", "tensorrt_rtx_bindings", "tensorrt")
@@ -48,67 +42,6 @@ only the order of sums differs. Neither was run on a GPU yet.
 
 FP8_FROM: Final = 89
 """The first compute capability, times ten, that computes in fp8."""
-
-_DESCRIPTION, _ENGINE = "plan.json", "plan.engine"
-_MAX_DESCRIPTION_BYTES: Final = 64 * 1024
-_MAX_ENGINE_BYTES: Final = 4 << 30
-_ATTEMPT_PREFIX: Final = ".building-"
-
-
-class PlanKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything that decides an engine. `model_sha256` is that of the bundle's ONNX file, `shape` is (h, w, C)."""
-
-    library: str
-    version: str
-    model_sha256: str
-    graph: Literal["model", "coarse"]
-    precision: CompilePrecision
-    targets: tuple[str, ...]
-    max_batch: int
-    shape: tuple[int, int, int]
-
-    @property
-    def digest(self) -> str:
-        """The name of its folder in the cache."""
-        return sha256_hex(msgspec.json.encode(self, order="deterministic"))
-
-
-class _Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """plan.json."""
-
-    key: PlanKey
-    sha256: str
-    size: int
-    build_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class CompiledPlan:
-    """An engine in the cache: `path` of its bytes, their `sha256` and size, and how long building took.
-
-    `fresh` says that it was built just now, and not found.
-    """
-
-    key: PlanKey
-    path: Path
-    sha256: str
-    size: int
-    build_s: float
-    fresh: bool
-
-    def read(self) -> bytes:
-        """The engine's bytes, read once and checked.
-
-        Raises:
-            EngineError: they are not the ones that were built.
-        """
-        try:
-            data = self.path.read_bytes()
-        except OSError as error:
-            raise EngineError(f"{self.path}: {error.strerror}; run `kizu compile` again") from None
-        if sha256_hex(data) != self.sha256:
-            raise EngineError(f"{self.path} was changed after it was built; run `kizu compile` again")
-        return data
 
 
 class Progress:
@@ -135,6 +68,7 @@ def compile_bundle(
         CommandError: a target or precision that the library or the bundle does not know; the message lists those.
         EngineError: no TensorRT is installed, or it refuses the graph; names node and reason.
         ConfigError: the cache cannot be used.
+        ParityError: the graph in fp16 is too far from the golden frames; see `require_parity`.
         KeyboardInterrupt: the build was cancelled; nothing is left of it.
     """
     library = load_library()
@@ -146,9 +80,38 @@ def compile_bundle(
     model = bundle.model if graph == "model" else _coarse(bundle)
     require_buildable(model, f"{bundle.path / (MODEL if graph == 'model' else COARSE)}")
     rewritten = at_precision(model, precision) if precision in ("fp32", "fp16", "bf16") else model
+    share = require_parity(bundle, graph, rewritten) if precision == "fp16" else None
     started = time.monotonic()
     engine = _build(library, rewritten, key, progress or Progress())
-    return _keep(folder, key, engine, time.monotonic() - started)
+    return keep_plan(folder, key, engine, time.monotonic() - started, share)
+
+
+def require_parity(bundle: ModelBundle, graph: Literal["model", "coarse"], half: bytes) -> float | None:
+    """How far the maps of the fp16 graph `half` are from the golden ones, as a share of their largest value.
+
+    By ONNX Runtime on this machine's CPU, which rounds as a GPU does but sums in another order; None without it. It
+    computes no convolution in bf16.
+
+    Raises:
+        ParityError: further than `LOOSE` allows; the daemon would not start with this engine.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        return None
+    golden = (bundle if graph == "model" else coarse_bundle(bundle)).golden
+    session = onnxruntime.InferenceSession(half, providers=["CPUExecutionProvider"])
+    largest, apart = float(np.abs(golden.maps).max(initial=0.0)), 0.0
+    for frame, expected in zip(golden.frames, golden.maps, strict=True):
+        (found,) = session.run([MAP_OUTPUT], {INPUT: frame[None]})
+        apart = max(apart, float(np.abs(found[0] - expected).max()) if np.isfinite(found).all() else math.inf)
+    admitted = bundle.manifest.tolerance.absolute + LOOSE["fp16"] * largest
+    if apart > admitted:
+        raise ParityError(
+            f"{bundle.path}: in fp16 its {graph} map is up to {apart:.3g} from the golden frames, {admitted:.3g} is "
+            "allowed; compile with --precision bf16 or fp32"
+        )
+    return apart / largest if largest else 0.0
 
 
 def plan_key(
@@ -224,56 +187,6 @@ def check_targets(library: Any, targets: Sequence[str]) -> tuple[str, ...]:
     if not targets:
         raise CommandError(f"--target is missing; give one or more of {', '.join(known)}")
     return tuple(sorted(set(targets), key=known.index))
-
-
-def cache_folder(chosen: Path | None = None) -> Path:
-    """The private folder of compiled engines; made if need be.
-
-    Raises:
-        ConfigError: it is not this user's alone, or cannot be made.
-    """
-    home = Path(os.environ.get("CACHE_DIRECTORY") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = chosen or home / "kizu" / "engines"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        found = folder.stat()
-    except OSError as error:
-        raise ConfigError(f"{folder}: {error.strerror}; give another folder for engines: --cache DIR") from None
-    # Who can write here can have the line run code of his own.
-    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigError(f"{folder} can be written by others; run `chmod 700 {folder}`, or give another: --cache DIR")
-    return folder
-
-
-def find_plan(key: PlanKey, folder: Path) -> CompiledPlan | None:
-    """The engine of `key` in its `folder`, or None when there is none or it is not exactly as it was written."""
-    try:
-        text = (folder / _DESCRIPTION).read_bytes()[: _MAX_DESCRIPTION_BYTES + 1]
-        described = msgspec.json.decode(text, type=_Description)
-        data = (folder / _ENGINE).read_bytes() if (folder / _ENGINE).stat().st_size <= _MAX_ENGINE_BYTES else b""
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    if described.key != key or len(data) != described.size or sha256_hex(data) != described.sha256:
-        return None
-    return CompiledPlan(key, folder / _ENGINE, described.sha256, described.size, described.build_s, fresh=False)
-
-
-def _keep(folder: Path, key: PlanKey, engine: bytes, build_s: float) -> CompiledPlan:
-    """Put the engine into the cache in one step; what was there is replaced."""
-    described = _Description(key, sha256_hex(engine), len(engine), round(build_s, 3))
-    aside = Path(tempfile.mkdtemp(prefix=_ATTEMPT_PREFIX, dir=folder.parent))
-    try:
-        (aside / _ENGINE).write_bytes(engine)
-        (aside / _DESCRIPTION).write_bytes(msgspec.json.format(msgspec.json.encode(described)))
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-    except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise ConfigError(f"{folder}: {error.strerror}; free some space, or give another folder: --cache DIR") from None
-    except KeyboardInterrupt:  # between the bytes and the rename: a cancelled build leaves nothing
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    return CompiledPlan(key, folder / _ENGINE, described.sha256, described.size, described.build_s, fresh=True)
 
 
 def _coarse(bundle: ModelBundle) -> bytes:

@@ -18,6 +18,7 @@ from msgspec import Meta
 from edge.errors import ConfigError
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 Name = Annotated[str, Meta(pattern=r"\A[a-z0-9_-]{1,64}\Z")]
 _Text = Annotated[str, Meta(min_length=1)]
@@ -34,13 +35,15 @@ class EngineConfig(_Section, frozen=True):
 
     `refine` false computes every tile densely, also where the bundle has a coarse graph to look with first. `precision`
     and `on_gpu_failure` are TensorRT's: where the GPU cannot be used, "cpu" goes on with OpenVINO, says so and counts
-    it, "refuse" does not start.
+    it, "refuse" does not start. So is `maps`: with "flawed", of frames without a cell above the pixel threshold only
+    score and mask come back from the GPU.
     """
 
     backend: Literal["openvino", "onnxruntime", "tensorrt", "fake"] = "openvino"
     device: _Text = "cpu"
     precision: Literal["fp32", "fp16", "bf16", "int8", "fp8"] = "fp16"
     on_gpu_failure: Literal["cpu", "refuse"] = "refuse"
+    maps: Literal["all", "flawed"] = "all"
     streams: Annotated[int, Meta(ge=1, le=64)] = 2
     refine: bool = True
 
@@ -50,7 +53,8 @@ class CameraConfig(_Section, frozen=True):
 
     `policy` `every` looks at each frame and lets the camera wait, `latest` gives a waiting frame up for a newer one.
     A frame without a verdict `deadline_ms` after its reception is INCONCLUSIVE(late); with `clock` `synchronized` the
-    time runs from the camera's own time of exposure.
+    time runs from the camera's own time of exposure. `calibration` is a folder that `kizu camera` wrote, `rules` a rule
+    file.
     """
 
     name: Name
@@ -60,13 +64,22 @@ class CameraConfig(_Section, frozen=True):
     policy: Literal["every", "latest"] = "every"
     deadline_ms: Annotated[float, Meta(gt=0, le=600_000)] | None = None
     clock: Literal["free", "synchronized"] = "free"
+    calibration: _Text | None = None
+    rules: _Text | None = None
 
 
 class MetricsConfig(_Section, frozen=True):
-    """[metrics]: where Prometheus finds the daemon; port 0 lets the system choose."""
+    """[metrics]: where Prometheus finds the daemon; port 0 lets the system choose.
+
+    `certificate` and `private_key` are PEM files, and the page is then given out by TLS only; `login` is a file from
+    `kizu keys metrics NAME`, or `credential:NAME`, and the page is then for that name and its password only.
+    """
 
     host: _Text = "127.0.0.1"
     port: Annotated[int, Meta(ge=0, le=65_535)] = 9464
+    certificate: _Text | None = None
+    private_key: _Text | None = None
+    login: _Text | None = None
 
 
 class LogConfig(_Section, frozen=True):
@@ -108,6 +121,18 @@ class WatchConfig(_Section, frozen=True):
     enabled: bool = True
     parts_between_false_alarms: Annotated[float, Meta(ge=100, le=1e12)] = 1e7
     reject_share: Annotated[float, Meta(gt=0, lt=0.125)] = 0.05
+
+
+class ChallengeConfig(_Section, frozen=True):
+    """[challenge]: a folder of samples known to be good and to be bad, which the line must tell apart.
+
+    Taken at the start, every `every_hours` and by `kizu challenge`. While it is `required` and not passed, the line is
+    not ready and every frame is INCONCLUSIVE(challenge). None for `dir`: no challenge.
+    """
+
+    dir: _Text | None = None
+    every_hours: Annotated[float, Meta(gt=0, le=10_000)] | None = None
+    required: bool = True
 
 
 class LimitsConfig(_Section, frozen=True):
@@ -155,6 +180,7 @@ class EdgeConfig(_Section, frozen=True):
     limits: LimitsConfig = LimitsConfig()
     watch: WatchConfig = WatchConfig()
     security: SecurityConfig = SecurityConfig()
+    challenge: ChallengeConfig = ChallengeConfig()
 
 
 def load_config(path: Path | str) -> EdgeConfig:
@@ -175,12 +201,22 @@ def load_config(path: Path | str) -> EdgeConfig:
         raise _explained(error, path, text) from None
     _require_distinct_cameras(config, path, text)
     _require_whole_security(config.security, path, text)
+    _require_whole_metrics(config.metrics, path, text)
+    _require_whole_challenge(config, path, text)
     folder = path.absolute().parent
     return msgspec.structs.replace(
         config,
         bundle=str(folder / config.bundle),
         log=msgspec.structs.replace(config.log, path=str(folder / config.log.path)),
         security=_with_absolute_paths(config.security, folder),
+        metrics=msgspec.structs.replace(
+            config.metrics,
+            certificate=_absolute(config.metrics.certificate, folder),
+            private_key=_absolute(config.metrics.private_key, folder),
+            login=_absolute(config.metrics.login, folder),
+        ),
+        challenge=_challenge_with_absolute_path(config.challenge, folder),
+        cameras=tuple(_camera_with_absolute_paths(camera, folder) for camera in config.cameras),
     )
 
 
@@ -192,6 +228,7 @@ def keys() -> frozenset[str]:
 
 _TABLES: Final[dict[str, type[_Section]]] = {
     "batching": BatchingConfig,
+    "challenge": ChallengeConfig,
     "cameras": CameraConfig,
     "engine": EngineConfig,
     "limits": LimitsConfig,
@@ -223,7 +260,7 @@ def _require_distinct_cameras(config: EdgeConfig, path: Path, text: str) -> None
     seen: set[str] = set()
     for index, camera in enumerate(config.cameras):
         if camera.name in seen:
-            where = _line_of(text, ["cameras", index, "name"])
+            where = line_of(text, ["cameras", index, "name"])
             raise ConfigError(
                 f"{path}:{where}: cameras.name {camera.name!r} is given twice; give each camera its own name"
             )
@@ -232,7 +269,7 @@ def _require_distinct_cameras(config: EdgeConfig, path: Path, text: str) -> None
 
 def _require_whole_security(security: SecurityConfig, path: Path, text: str) -> None:
     """Half of a protection is none, so it is refused."""
-    where = f"{path}:{_line_of(text, ['security'])}"
+    where = f"{path}:{line_of(text, ['security'])}"
     if (security.secret_key is None) != (security.peers is None):
         given, other = ("secret_key", "peers") if security.peers is None else ("peers", "secret_key")
         raise ConfigError(
@@ -246,14 +283,49 @@ def _require_whole_security(security: SecurityConfig, path: Path, text: str) -> 
         )
 
 
-def _with_absolute_paths(security: SecurityConfig, folder: Path) -> SecurityConfig:
-    def absolute(value: str | None) -> str | None:
-        return value if value is None or value.startswith("credential:") else str(folder / value)
+def _require_whole_metrics(metrics: MetricsConfig, path: Path, text: str) -> None:
+    where = f"{path}:{line_of(text, ['metrics'])}"
+    if (metrics.certificate is None) != (metrics.private_key is None):
+        given, other = ("private_key", "certificate") if metrics.certificate is None else ("certificate", "private_key")
+        raise ConfigError(f"{where}: metrics.{given} is given without metrics.{other}; TLS needs both PEM files")
+    if metrics.login is not None and metrics.certificate is None and metrics.host not in LOOPBACK:
+        raise ConfigError(
+            f"{where}: metrics.login on host {metrics.host} without metrics.certificate: the password would travel "
+            "unencrypted; give certificate and private_key as well, or stay on 127.0.0.1"
+        )
 
+
+def _require_whole_challenge(config: EdgeConfig, path: Path, text: str) -> None:
+    where = f"{path}:{line_of(text, ['challenge'])}"
+    if config.challenge.dir is None and config.challenge != ChallengeConfig():
+        raise ConfigError(
+            f"{where}: [challenge] without dir: name the folder that holds good/ and bad/ samples, or remove the table"
+        )
+    if config.challenge.dir is not None and any(camera.name == "challenge" for camera in config.cameras):
+        raise ConfigError(f"{where}: a camera is called challenge, the name of the challenge's own events; rename it")
+
+
+def _challenge_with_absolute_path(challenge: ChallengeConfig, folder: Path) -> ChallengeConfig:
+    if challenge.dir is None:
+        return challenge
+    return msgspec.structs.replace(challenge, dir=str(folder / challenge.dir))
+
+
+def _camera_with_absolute_paths(camera: CameraConfig, folder: Path) -> CameraConfig:
+    given = {"calibration": camera.calibration, "rules": camera.rules}
+    changes = {key: str(folder / value) for key, value in given.items() if value is not None}
+    return msgspec.structs.replace(camera, **changes)
+
+
+def _absolute(value: str | None, folder: Path) -> str | None:
+    return value if value is None or value.startswith("credential:") else str(folder / value)
+
+
+def _with_absolute_paths(security: SecurityConfig, folder: Path) -> SecurityConfig:
     return SecurityConfig(
-        secret_key=absolute(security.secret_key),
-        peers=absolute(security.peers),
-        signers=absolute(security.signers),
+        secret_key=_absolute(security.secret_key, folder),
+        peers=_absolute(security.peers, folder),
+        signers=_absolute(security.signers, folder),
         require_signature=security.require_signature,
     )
 
@@ -277,10 +349,10 @@ def _explained(error: msgspec.ValidationError, path: Path, text: str) -> ConfigE
         what = f"unknown key; {_suggestion(steps)}"
     elif "missing required field" in what and named:
         key = _dotted([*steps, named["name"]])
-        return ConfigError(f"{path}:{_line_of(text, steps)}: {key} is missing; {_next_step(key)}")
+        return ConfigError(f"{path}:{line_of(text, steps)}: {key} is missing; {_next_step(key)}")
     else:
         what = f"{what[:1].lower()}{what[1:]}; {_next_step(_dotted(steps))}"
-    return ConfigError(f"{path}:{_line_of(text, steps)}: {_dotted(steps)}: {what}")
+    return ConfigError(f"{path}:{line_of(text, steps)}: {_dotted(steps)}: {what}")
 
 
 def _steps(path: str) -> list[str | int]:
@@ -347,7 +419,7 @@ _ARRAY = re.compile(r"\s*\[\[(?P<name>[^\[\]]+)\]\]\s*(?:#.*)?")
 _KEY = re.compile(r"\s*(?P<name>[A-Za-z0-9_\"'.-]+)\s*=")
 
 
-def _line_of(text: str, steps: list[str | int]) -> int:
+def line_of(text: str, steps: list[str | int]) -> int:
     """The line on which the key at `steps` stands, or the nearest table around it; 1 when the file has neither."""
     places = _places(text)
     while steps:

@@ -6,12 +6,11 @@ ready), the loop that watches the pipeline, and the order of closing.
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,36 +22,41 @@ import structlog
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 
 from edge.admission import AllowList
-from edge.bundle import GoldenCheck, ModelBundle, check_golden, open_bundle
+from edge.bundle import ModelBundle
+from edge.cameras import uncertified
+from edge.challenge import KIND
+from edge.challenge_duty import duty_of
 from edge.clock import SystemClock
-from edge.compile import LOOSE
-from edge.config import EdgeConfig, load_config
+from edge.config import LOOPBACK, EdgeConfig, load_config
 from edge.docket import terms_of
 from edge.doorkeeper import Doorkeeper
-from edge.errors import BundleError, ConfigError, KizuError
+from edge.errors import ConfigError, KizuError
+from edge.gpu_metrics import find_gpus
 from edge.health import Notifier, State, state_of
-from edge.inference import Stages
 from edge.keys import ServerKeys, load_server
-from edge.metrics import Metrics, MetricsServer
+from edge.line_stages import find_challenge, make_stages, named
+from edge.loading import (
+    Running,
+    Warn,
+    check_engine,
+    load_model,
+    open_told,
+    open_trusted,
+    opener_of,
+    watched,
+)
+from edge.metrics import Metrics
+from edge.metrics_server import load_access, open_server
 from edge.opening import EngineOpener
 from edge.payloads import FrameLimits
 from edge.pipeline import Pipeline
-from edge.protocols import Clock, Engine
-from edge.signature import TrustStore
+from edge.protocols import Clock
 from edge.sockets import LINGER_MS, Context, check_address, new_context
-from edge.stages.decide import Decide
-from edge.stages.preprocess import Preprocess
-from edge.stages.segment import Segment
-from edge.stages.tile import Tiling, tiling_of
-from edge.stages.watch import WatchSettings
-from edge.swap import Model, Pace, SwapDesk
-from edge.types import Verdict
-from edge.warrant import Void, Warrant
+from edge.swap import Model, SwapDesk
 
 STOP_TIMEOUT_S: Final = 20.0
 _TICK_S: Final = 0.2
-
-Warn = Callable[[str, Mapping[str, object]], None]
+_NOT_YET_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +74,6 @@ class Ready:
     fallback: str | None
     golden_share_of_tolerance: float | None
     startup_s: float
-
-
-@dataclass(slots=True)
-class _Running:
-    """Whose engine judges at present: the first bundle's, then that of the last swap."""
-
-    opener: EngineOpener
 
 
 @dataclass(slots=True)
@@ -107,8 +104,11 @@ def check(config: EdgeConfig, where: Path) -> dict[str, str | int | float | bool
     check_addresses(config, where)
     open_keys(config, where)
     check_peers(config, where)
-    bundle = _open_bundle(config, where)
+    with named(where, "metrics"):
+        load_access(config.metrics)
+    bundle = open_trusted(config, where)
     make_stages(config, bundle, where)
+    find_challenge(config, where)
     opener = EngineOpener(config, bundle)
     with opener.open() as engine:
         golden = check_engine(config, bundle, engine)
@@ -160,12 +160,17 @@ def serve(
         registry = CollectorRegistry()
         for collector in (ProcessCollector, PlatformCollector, GCCollector):
             collector(registry=registry)
-        metrics = Metrics(registry, names, clock)
-        with _named(where, "metrics"):
-            server = opened.enter_context(MetricsServer(registry, config.metrics.host, config.metrics.port))
-        bundle = _open_bundle(config, where)
-        opener = _opener(config, bundle, metrics, warn)
-        stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
+        deadlines_s = {camera.name: camera.deadline_ms / 1e3 for camera in config.cameras if camera.deadline_ms}
+        metrics = Metrics(registry, names, clock, deadlines_s)
+        metrics.set_build(config.line)
+        if gpus := find_gpus():
+            registry.register(gpus)
+        with named(where, "metrics"):
+            server = opened.enter_context(open_server(config.metrics, registry, metrics.refuse_scrape))
+        bundle = open_trusted(config, where)
+        opener = opener_of(config, bundle, metrics, warn)
+        stages = watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
+        find_challenge(config, where)
         _warn_of_bundle(config, bundle, warn)
         pipeline: Pipeline | None = None
 
@@ -176,12 +181,14 @@ def serve(
 
         # Twice what can be in flight: frames of a camera's earlier epoch may still be there.
         capacity = config.window * len(names)
-        with _named(where, "log.path"):
+        log_capacity = max(1024, 2 * capacity)
+        metrics.set_capacity("log", log_capacity)
+        with named(where, "log.path"):
             days, keep_days = config.log.retain_days, config.log.keep_for_subscribers_days
             event_log = EventLog(
                 Path(config.log.path),
                 clock,
-                capacity=max(1024, 2 * capacity),
+                capacity=log_capacity,
                 on_failure=log_failed,
                 on_group=metrics.observe_group,
                 retention=Retention(
@@ -205,7 +212,7 @@ def serve(
                     max_count=config.log.rejects_count,
                 )
             )
-        with _named(where, "events_address"):
+        with named(where, "events_address"):
             publisher = Publisher(
                 config.events_address,
                 config.line,
@@ -220,7 +227,7 @@ def serve(
         door.when_removed("subscribe", publisher.renew)
         replay: ReplayServer | None = None
         if config.replay_address is not None:
-            with _named(where, "replay_address"):
+            with named(where, "replay_address"):
                 replay = ReplayServer(
                     config.replay_address,
                     event_log,
@@ -234,14 +241,18 @@ def serve(
                 )
             opened.callback(replay.close)
 
+        running = Running(opener)
+
         def sample_log() -> None:
             metrics.set_depth("log", event_log.waiting)
             metrics.log_head.set(event_log.head)
             metrics.log_bytes.set(event_log.size_bytes)
             metrics.log_removed_through.set(event_log.removed_through)
             metrics.set_lags(event_log.head, event_log.cursors())
-            metrics.replayed.set(0 if replay is None else replay.served)
-            metrics.rejects_dropped.set(0 if rejects is None else rejects.dropped)
+            metrics.set_replayed(0 if replay is None else replay.served)
+            metrics.set_rejects_dropped(0 if rejects is None else rejects.dropped)
+            metrics.set_substitute(running.opener.fallback is not None)
+            metrics.set_log_disk(config.log.path)
 
         with warming_masks():
             engine = opener.open()
@@ -249,15 +260,6 @@ def serve(
             golden = check_engine(config, bundle, engine)
             engine.warmup()
         metrics.set_engine(engine.spec.name, engine.spec.version, engine.spec.device)
-
-        running = _Running(opener)
-
-        def promoted(model: Model) -> None:
-            running.opener = model.opener
-            metrics.set_model(model.model_id, model.manifest, model.certified)
-            spec = model.engine.spec
-            metrics.set_engine(spec.name, spec.version, spec.device)
-
         metrics.set_model(bundle.model_id, bundle.manifest, stages.decide.calibration.certified)
 
         def linked(camera: str, connected: bool) -> None:
@@ -265,7 +267,7 @@ def serve(
             tell = log.info if connected else log.warning
             tell("camera connected" if connected else "camera lost", camera=camera)
 
-        with _named(where, "frames_address"):
+        with named(where, "frames_address"):
             source = ZeroMqSource(
                 config.frames_address,
                 clock,
@@ -276,6 +278,7 @@ def serve(
                 on_refused=metrics.refuse,
                 on_duplicate=metrics.duplicate,
                 on_link=linked,
+                on_reconnect=metrics.reconnect,
                 limits=FrameLimits(
                     max_pixels=config.limits.max_pixels, max_payload_bytes=config.limits.max_payload_bytes
                 ),
@@ -288,7 +291,7 @@ def serve(
         pipeline = Pipeline(
             source=source,
             engine=engine,
-            open_engine=lambda: _open_told(config, bundle, opener, metrics, running),
+            open_engine=lambda: open_told(config, bundle, opener, metrics, running),
             stages=stages,
             log=event_log,
             publisher=publisher,
@@ -301,16 +304,29 @@ def serve(
             terms={camera.name: terms_of(camera) for camera in config.cameras},
             on_reject=(lambda frame_id, image: None) if rejects is None else rejects.put,
         )
-        pipeline.start()
-        with _named(where, "control_address"):
+        challenge = duty_of(
+            config, lambda: find_challenge(config, where), pipeline, event_log, publisher, metrics, clock, warn
+        )
+        pipeline.start(reading=challenge is None or not config.challenge.required)
+
+        def promoted(model: Model) -> None:
+            running.opener = model.opener
+            metrics.set_model(model.model_id, model.manifest, model.certified)
+            spec = model.engine.spec
+            metrics.set_engine(spec.name, spec.version, spec.device)
+            if challenge is not None:
+                challenge.ask()
+
+        with named(where, "control_address"):
             desk = SwapDesk(
                 config.control_address or default_control_address(config),
                 pipeline=pipeline,
-                load=lambda path: _load_model(
+                load=lambda path: load_model(
                     msgspec.structs.replace(config, bundle=path), where, metrics, clock, warn, running
                 ),
                 configured=lambda: load_config(where).bundle,
                 promoted=promoted,
+                others={} if challenge is None else {KIND: lambda: msgspec.json.encode(challenge.now())},
                 cameras=tuple(names),
                 max_batch=config.batching.max_batch,
                 clock=clock,
@@ -323,7 +339,7 @@ def serve(
             frames_address=source.address,
             events_address=publisher.address,
             replay_address=None if replay is None else replay.address,
-            metrics_url=f"http://{config.metrics.host}:{server.port}/metrics",
+            metrics_url=f"{'http' if config.metrics.certificate is None else 'https'}://{config.metrics.host}:{server.port}/metrics",
             model_id=bundle.model_id,
             certified=stages.decide.calibration.certified,
             backend=f"{engine.spec.name} {engine.spec.version}",
@@ -331,14 +347,22 @@ def serve(
             golden_share_of_tolerance=None if golden is None else golden.max_rel_of_tolerance,
             startup_s=round(time.monotonic() - started, 3),
         )
-        try:
+
+        def announce() -> None:
             log.info("ready", **msgspec.to_builtins(ready))
             notifier.ready()
             on_ready(ready)
-            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, sample_log, running)
+
+        try:
+            if challenge is not None:
+                challenge.start()
+            gate = _Gate(announce, lambda: challenge is None or challenge.is_clear)
+            _watch(pipeline, publisher, metrics, notifier, stop, clock, log, sample_log, running, gate)
         finally:
             notifier.stopping()
             metrics.set_state("stopping")
+            if challenge is not None:  # before the desk, which may be waiting for one
+                challenge.close()
             desk.close()
             pipeline.stop(STOP_TIMEOUT_S)
             log.info("stopped", signal=stop.signal, verdicts=metrics.frames.judged, failure=pipeline.failure)
@@ -355,13 +379,14 @@ def _watch(
     clock: Clock,
     log: Any,
     sample_log: Callable[[], None],
-    running: _Running,
+    running: Running,
+    gate: _Gate,
 ) -> None:
     """The main thread's loop: heads, queue depths, state and watchdog, a few times per second."""
     state: State | None = None
-    told_ns = 0
-    while not stop.event.wait(_TICK_S) and not pipeline.ended:
-        publisher.tick()
+    told_ns = asked_ns = 0
+    while gate.look() and not stop.event.wait(_TICK_S) and not pipeline.ended:
+        publisher.tick("" if state is None else state.value, running.opener.fallback or "")
         pipeline.sample_queues()
         sample_log()
         now_ns, fallback = clock.monotonic_ns(), running.opener.fallback
@@ -371,11 +396,30 @@ def _watch(
             metrics.set_state(new.value)
             notifier.status(new.value if fallback is None else f"{new.value}: no GPU ({fallback})")
             state = new
+        if not gate.told and now_ns - asked_ns >= _NOT_YET_S / 2 * 1e9:
+            notifier.not_yet(_NOT_YET_S)
+            asked_ns = now_ns
         # A stalled line keeps silent, so that systemd restarts it.
         due_s = None if notifier.watchdog_s is None else notifier.watchdog_s / 3
         if due_s is not None and state is not State.STALLED and now_ns - told_ns >= due_s * 1e9:
             notifier.watchdog()
             told_ns = now_ns
+
+
+@dataclass(slots=True)
+class _Gate:
+    """Tells once that the line is ready, when nothing withholds it any more."""
+
+    announce: Callable[[], None]
+    is_clear: Callable[[], bool]
+    told: bool = False
+
+    def look(self) -> bool:
+        """Tell if it is time; always true, for a loop's condition."""
+        if not self.told and self.is_clear():
+            self.told = True
+            self.announce()
+        return True
 
 
 @contextmanager
@@ -425,53 +469,6 @@ def _passer(metrics: Metrics, warn: Warn) -> Callable[[str, int], None]:
     return passed
 
 
-def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:
-    """The stages of a line as its configuration and its bundle say.
-
-    Raises:
-        ConfigError: the configuration asks for what the bundle cannot do.
-        BundleError: the bundle's maps cannot be put together from tiles.
-    """
-    from edge.engines.registry import require_device
-
-    with _named(where, "engine.device"):
-        require_device(config.engine.backend, config.engine.device, ConfigError)
-    manifest, calibration = bundle.manifest, bundle.calibration
-    if config.batching.max_batch > manifest.input.max_batch:
-        raise ConfigError(
-            f"{where}: batching.max_batch is {config.batching.max_batch}, bundle {config.bundle} was exported for at "
-            f"most {manifest.input.max_batch}; write {manifest.input.max_batch} or less"
-        )
-    if calibration.engine.split(" ")[0] != config.engine.backend:
-        # A threshold is certified through the engine that gave the scores; nobody vouches for another's.
-        calibration = msgspec.structs.replace(calibration, certified=False)
-    return Stages(
-        line=config.line,
-        input=manifest.input,
-        geometry=manifest.map,
-        preprocess={camera.name: Preprocess(manifest.input, camera.roi_xywh) for camera in config.cameras},
-        segment=Segment(calibration.pixel_threshold, max(1, config.segment.min_area_px or calibration.min_area_px)),
-        decide=Decide(calibration, bundle.model_id),
-        tiling=_tiling(config, bundle, where),
-    )
-
-
-def _tiling(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Tiling | None:
-    spec = bundle.manifest.input
-    try:
-        tiling = tiling_of(spec, bundle.manifest.map)
-    except BundleError as error:
-        raise BundleError(f"{where}: bundle: {error}") from error
-    for camera in config.cameras:
-        if tiling is not None and camera.roi_xywh is not None and min(camera.roi_xywh[2:]) < spec.min_side_px:
-            raise ConfigError(
-                f"{where}: cameras: roi_xywh of {camera.name} is {camera.roi_xywh[2]} x {camera.roi_xywh[3]} px, but "
-                f"bundle {config.bundle} takes regions at their own size, of at least {spec.min_side_px} px a side; "
-                "make it larger"
-            )
-    return tiling
-
-
 def default_control_address(config: EdgeConfig) -> str:
     """Where `kizu swap` finds the daemon if the configuration does not say: beside the event log."""
     return f"ipc://{config.log.path}.control"
@@ -491,22 +488,13 @@ def check_addresses(config: EdgeConfig, where: Path) -> None:
         ("replay_address", config.replay_address, config.plain_off_host, secured),
         ("control_address", control, False, False),
     ):
-        with _named(where, key):
+        with named(where, key):
             if address is not None:
                 check_address(address, off_host, secured=has_keys)
     if config.frames_address == config.events_address and not config.frames_address.endswith(":*"):
         raise ConfigError(
             f"{where}: events_address: {config.events_address!r} is the frames_address as well; give it its own port"
         )
-
-
-@contextmanager
-def _named(where: Path, key: str) -> Iterator[None]:
-    """Say which file and key a refusal is about."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {key}: {error}") from None
 
 
 def open_keys(config: EdgeConfig, where: Path) -> ServerKeys | None:
@@ -517,7 +505,7 @@ def open_keys(config: EdgeConfig, where: Path) -> ServerKeys | None:
     """
     if config.security.secret_key is None:
         return None
-    with _named(where, "security.secret_key"):
+    with named(where, "security.secret_key"):
         return load_server(config.security.secret_key)
 
 
@@ -529,7 +517,7 @@ def check_peers(config: EdgeConfig, where: Path) -> list[str]:
     """
     if config.security.peers is None:
         return []
-    with _named(where, "security.peers"):
+    with named(where, "security.peers"):
         admitted = AllowList.load(config.security.peers).names("camera")
     return [camera.name for camera in config.cameras if camera.name not in admitted]
 
@@ -542,141 +530,9 @@ def open_door(config: EdgeConfig, where: Path, context: Context, metrics: Metric
     """
     for name in check_peers(config, where):
         warn("no key for this camera: it cannot connect", {"camera": name, "peers": config.security.peers})
-    with _named(where, "security.peers"):
+    with named(where, "security.peers"):
         peers = None if config.security.peers is None else Path(config.security.peers)
         return Doorkeeper(context, peers, on_refused=metrics.refuse_connection, on_step=metrics.connection, tell=warn)
-
-
-def _open_bundle(config: EdgeConfig, where: Path) -> ModelBundle:
-    try:
-        bundle = open_bundle(Path(config.bundle))
-        if config.security.require_signature:
-            require_signer(config, bundle, where)
-        return bundle
-    except BundleError as error:
-        raise BundleError(f"{where}: bundle: {error}") from error
-
-
-def require_signer(config: EdgeConfig, bundle: ModelBundle, where: Path) -> str:
-    """The trusted name by which the bundle is signed.
-
-    Raises:
-        ConfigError: the signers' keys cannot be read.
-        BundleError: nobody, or nobody trusted, signed it.
-    """
-    assert config.security.signers is not None  # load_config refuses the one key without the other
-    with _named(where, "security.signers"):
-        trusted = TrustStore.load(config.security.signers)
-    return trusted.signer(bundle.path, bundle.signed_by)
-
-
-def _watched(
-    stages: Stages, config: EdgeConfig, metrics: Metrics, clock: Clock, warn: Warn, opener: EngineOpener
-) -> Stages:
-    """`stages` whose verdicts lose their certificate when the watch voids it, and while the CPU stands in for a GPU."""
-    decide = stages.decide
-    if not decide.calibration.certified:
-        return stages
-    if not config.watch.enabled:
-        return dataclasses.replace(stages, stamp=lambda verdict: verdict if opener.fallback is None else _bare(verdict))
-
-    def on_void(void: Void) -> None:
-        metrics.certificate_valid.set(0)
-        warn(
-            "certificate void: live parts are no longer like those it stands on; calibrate again",
-            msgspec.structs.asdict(void),
-        )
-
-    cameras = [camera.name for camera in config.cameras]
-    settings = WatchSettings(config.watch.parts_between_false_alarms, config.watch.reject_share)
-    path = Path(f"{config.log.path}.void.json")
-    warrant = Warrant(path, decide.calibration, decide.model_id, cameras, settings, clock, on_void=on_void)
-    if warrant.void is not None:
-        warn("certificate void since an earlier run; calibrate again", msgspec.structs.asdict(warrant.void))
-        decide = dataclasses.replace(decide, calibration=msgspec.structs.replace(decide.calibration, certified=False))
-
-    def stamp(verdict: Verdict) -> Verdict:
-        stamped = warrant.stamp(verdict) if opener.fallback is None else _bare(verdict)
-        metrics.set_evidence(verdict.frame_id.camera, warrant.evidence(verdict.frame_id.camera))
-        return stamped
-
-    return dataclasses.replace(stages, decide=decide, stamp=stamp)
-
-
-def _bare(verdict: Verdict) -> Verdict:
-    """The verdict without its certificate."""
-    return dataclasses.replace(verdict, certified=False)
-
-
-def _load_model(
-    config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock, warn: Warn, running: _Running
-) -> Model:
-    """A bundle verified, checked and warmed beside the one that runs.
-
-    Raises:
-        ConfigError, BundleError, EngineError, ParityError: it cannot run here, and why.
-    """
-    rest = Pace()
-    bundle = _open_bundle(config, where)
-    rest()
-    opener = _opener(config, bundle, metrics, warn)
-    stages = _watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
-    engine = _open_checked(config, bundle, opener, rest)
-    return Model(
-        bundle.model_id,
-        bundle.manifest,
-        stages.decide.calibration.certified,
-        engine,
-        lambda: _open_told(config, bundle, opener, metrics, running),
-        stages,
-        opener,
-        lambda: _open_checked(config, bundle, opener, Pace()),
-    )
-
-
-def _opener(config: EdgeConfig, bundle: ModelBundle, metrics: Metrics, warn: Warn) -> EngineOpener:
-    def fell_back(reason: str, why: str) -> None:
-        metrics.fall_back(reason)
-        warn("the GPU cannot be used: the CPU takes its place", {"reason": reason, "error": why})
-
-    return EngineOpener(config, bundle, on_tiles=metrics.count_tiles, on_fallback=fell_back)
-
-
-def _open_told(
-    config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener, metrics: Metrics, running: _Running
-) -> Engine:
-    """`_open_checked`, and the metrics say what runs if it is the one that judges, not a shadow."""
-    fresh = _open_checked(config, bundle, opener)
-    if running.opener is opener:
-        metrics.set_engine(fresh.spec.name, fresh.spec.version, fresh.spec.device)
-    return fresh
-
-
-def _open_checked(
-    config: EdgeConfig, bundle: ModelBundle, opener: EngineOpener, rest: Callable[[], None] = lambda: None
-) -> Engine:
-    """An engine that answers the golden frames as it should (it may be the CPU's now), and is warm."""
-    with ExitStack() as refused:
-        engine = refused.enter_context(opener.open())
-        check_engine(config, bundle, engine, rest)
-        engine.warmup()
-        rest()
-        refused.pop_all()
-    return engine
-
-
-def check_engine(
-    config: EdgeConfig, bundle: ModelBundle, engine: Engine, rest: Callable[[], None] = lambda: None
-) -> GoldenCheck | None:
-    """Run the golden frames on this device, with a `rest` before each; None with the fake engine, which runs no model.
-
-    Raises:
-        ParityError: beyond the bundle's tolerance.
-    """
-    if config.engine.backend == "fake":
-        return None
-    loose = LOOSE[config.engine.precision] if engine.spec.name == "tensorrt" else 0.0
-    return check_golden(bundle, engine, require=True, loose=loose, before_each=rest)
 
 
 def _warn_of_bundle(config: EdgeConfig, bundle: ModelBundle, warn: Warn) -> None:
@@ -687,8 +543,15 @@ def _warn_of_bundle(config: EdgeConfig, bundle: ModelBundle, warn: Warn) -> None
             "the threshold is provisional and certifies nothing; see `kizu calibrate`",
             {"bundle": config.bundle, "threshold": bundle.calibration.threshold},
         )
+    for camera, why in uncertified(config, bundle.calibration).items():
+        warn("this camera's verdicts are not certified", {"camera": camera, "why": why})
     if config.plain_off_host and config.security.secret_key is None:
         warn("plain_off_host: frames and events may leave this host unencrypted", {})
+    if config.metrics.host not in LOOPBACK and (config.metrics.certificate is None or config.metrics.login is None):
+        warn(
+            "metrics leave this host without TLS, or without a login; anybody there may read them",
+            {"metrics.host": config.metrics.host},
+        )
 
 
 @contextmanager

@@ -17,7 +17,9 @@
     │   └── DeviceError         a GPU, its driver or a compiled engine; carries `reason`
     ├── SinkError
     │   ├── SinkFull            the stated bound is reached; nothing was dropped
-    │   └── LogError            the event log cannot keep its promise
+    │   ├── LogError            the event log cannot keep its promise
+    │   └── LabelError          a person's label could not be saved
+    ├── ChallengeError          known samples are not answered as they should be
     ├── TrainingError           training cannot go on (diverged, wrong checkpoint)
     ├── ParityError             two backends disagree beyond the stated tolerance
     └── CalibrationError        the sample cannot support what was asked
@@ -122,6 +124,14 @@ class SinkFull(SinkError):
 
 class LogError(SinkError):
     """The event log cannot keep its promise (disk full, failed sync, damaged file)."""
+
+
+class LabelError(SinkError):
+    """A person's label could not be made durable."""
+
+
+class ChallengeError(KizuError):
+    """Samples known to be good or bad are not answered as they should be."""
 
 
 class TrainingError(KizuError):

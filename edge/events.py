@@ -7,24 +7,34 @@ New fields come only at the end and with defaults; readers skip what they do not
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
-from edge.types import Verdict
+from edge.types import DefectRegion, Verdict
 
 SCHEMA_VERSION = 1
+
+FRAME: Final = "frame"
+"""The kind of an event that is about one frame; others are about the line."""
 
 MaskState = Literal["inline", "replay", "none"]
 
 
 class EventRegion(msgspec.Struct, frozen=True):
-    """One defect region in frame pixels: half-open box, area, raw peak; square millimeters where the scale is known."""
+    """One defect region in frame pixels: half-open box, area, raw peak.
+
+    Where the camera's scale is known: area, longest distance between two of its points, and center, in millimeters of
+    the inspected plane. `ignored_by` names the zone that the rules pass over and that holds all of it.
+    """
 
     box_xyxy: tuple[int, int, int, int]
     area_px: int
     peak: float
     area_mm2: float | None = None
+    length_mm: float | None = None
+    center_mm_xy: tuple[float, float] | None = None
+    ignored_by: str | None = None
 
 
 class DefectEvent(msgspec.Struct, frozen=True):
@@ -33,6 +43,10 @@ class DefectEvent(msgspec.Struct, frozen=True):
     `log_epoch` and `log_sequence` are given by the event log at commit (0 before); `id` is `CAMERA/EPOCH/SEQUENCE` of
     the frame. `score` and `threshold` are raw and in one unit, null when the frame could not be scored. `captured_ns`
     and `decided_ns` are Unix nanoseconds; `latency_ns` is reception to decision on the daemon's monotonic clock.
+    `calibration_id` and `rules_id` are digests of the camera calibration and the rule file that took part.
+
+    `kind` is `frame`, or `challenge`: then the event is about the line and no part, `camera` is `challenge`, and
+    `decision` is `accept` for a challenge that was passed and `inconclusive` for one that was not. Skip unknown kinds.
     """
 
     version: int
@@ -59,6 +73,9 @@ class DefectEvent(msgspec.Struct, frozen=True):
     part_id: str | None = None
     log_epoch: int = 0
     log_sequence: int = 0
+    kind: str = FRAME
+    calibration_id: str | None = None
+    rules_id: str | None = None
 
 
 def event_of(verdict: Verdict, line: str, decided_ns: int, latency_ns: int, mask: MaskState) -> DefectEvent:
@@ -82,12 +99,24 @@ def event_of(verdict: Verdict, line: str, decided_ns: int, latency_ns: int, mask
         threshold=verdict.threshold,
         p_value=verdict.p_value,
         certified=verdict.certified,
-        regions=tuple(
-            EventRegion(region.box_xyxy, region.area_px, region.peak, region.area_mm2) for region in verdict.regions
-        ),
+        regions=tuple(map(_event_region, verdict.regions)),
         frame_height=height,
         frame_width=width,
         model_id=verdict.model_id,
         mask=mask,
         part_id=verdict.part_id,
+        calibration_id=verdict.calibration_id,
+        rules_id=verdict.rules_id,
+    )
+
+
+def _event_region(region: DefectRegion) -> EventRegion:
+    return EventRegion(
+        region.box_xyxy,
+        region.area_px,
+        region.peak,
+        region.area_mm2,
+        region.length_mm,
+        region.center_mm_xy,
+        region.ignored_by,
     )

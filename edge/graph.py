@@ -182,6 +182,9 @@ def _constant(model: onnx.ModelProto, name: str) -> Any:
 # --- precision --------------------------------------------------------------------------------------------------------
 
 _HEAVY: Final = frozenset({"Conv", "ConvTranspose"})
+_NOT_IN_BF16: Final = frozenset({"ConvTranspose"})
+"""TensorRT for RTX 1.7.1 builds no transposed convolution of bf16 ("could not infer output types": deconv)."""
+
 _BETWEEN: Final = frozenset(
     {"AveragePool", "BatchNormalization", "Clip", "Concat", "Elu", "LeakyRelu", "Max", "MaxPool", "PRelu", "Pad"}
     | {"Relu", "Sigmoid", "Slice", "Tanh", "Transpose"}
@@ -200,6 +203,7 @@ class _Rewrite:
         self._float = TensorProto.FLOAT
         self._low = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.BFLOAT16
         self._suffix = f"__{precision}"
+        self._heavy = _HEAVY - _NOT_IN_BF16 if precision == "bf16" else _HEAVY
         self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self._users: dict[str, list[onnx.NodeProto]] = {}
         for node in model.graph.node:
@@ -248,7 +252,7 @@ class _Rewrite:
     def _chosen(self) -> set[int]:
         """The nodes that are computed low: convolutions, and what lies between two of them and nowhere else."""
         by_output = {tensor: node for node in self._graph.node for tensor in node.output}
-        chosen = {id(node) for node in self._graph.node if node.op_type in _HEAVY}
+        chosen = {id(node) for node in self._graph.node if node.op_type in self._heavy}
         between = [node for node in self._graph.node if node.op_type in _BETWEEN]
         after = set(chosen)  # fed by convolutions alone, constants apart
         for node in between:  # nodes of an ONNX graph are in topological order

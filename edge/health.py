@@ -18,10 +18,11 @@ STALL_AFTER_S: Final = 30.0
 
 
 class State(StrEnum):
-    """READY inspects; DEGRADED lost its engine and answers INCONCLUSIVE, or inspects on the CPU in place of its GPU;
-    STALLED holds frames and gets nowhere."""
+    """READY inspects; WITHHELD has not passed its challenge and answers INCONCLUSIVE; DEGRADED lost its engine and
+    answers INCONCLUSIVE, or inspects on the CPU in place of its GPU; STALLED holds frames and gets nowhere."""
 
     READY = "ready"
+    WITHHELD = "withheld"
     DEGRADED = "degraded"
     STALLED = "stalled"
 
@@ -39,6 +40,7 @@ class Progress:
     source_ns: int
     engine_lost: bool
     engine_fallback: bool = False
+    withheld: bool = False
 
 
 def state_of(progress: Progress, now_ns: int, stall_after_s: float = STALL_AFTER_S) -> State:
@@ -46,6 +48,8 @@ def state_of(progress: Progress, now_ns: int, stall_after_s: float = STALL_AFTER
     limit_ns = round(stall_after_s * 1e9)
     if now_ns - progress.source_ns > limit_ns or (progress.in_flight > 0 and now_ns - progress.moved_ns > limit_ns):
         return State.STALLED
+    if progress.withheld:
+        return State.WITHHELD
     return State.DEGRADED if progress.engine_lost or progress.engine_fallback else State.READY
 
 
@@ -76,6 +80,10 @@ class Notifier:
     def status(self, text: str) -> None:
         """One line for `systemctl status`."""
         self._send("STATUS=" + text.replace("\n", " "))
+
+    def not_yet(self, more_s: float) -> None:
+        """The daemon is not ready, but has not failed either: wait for it `more_s` longer than was said."""
+        self._send(f"EXTEND_TIMEOUT_USEC={round(more_s * 1e6)}")
 
     def stopping(self) -> None:
         """The daemon is on its way out."""

@@ -16,14 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.bundle import InputSpec, MapGeometry
-from edge.errors import EngineError, ImageRefused, KizuError
+from edge.errors import BundleError, EngineError, ImageRefused, KizuError
 from edge.metrics import Metrics
 from edge.protocols import Clock, Engine, Ticket
 from edge.stages.decide import Decide
 from edge.stages.infer import Batch, MicroBatcher, to_map
+from edge.stages.measure import Measure
 from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
 from edge.stages.tile import Stitch, TileInput, Tiling
+from edge.stages.zones import Zones
 from edge.types import Frame, ModelInput, Reason, Unreadable, Verdict
 
 FrameKey = tuple[str, int, int]
@@ -37,6 +39,7 @@ GOOD_BEFORE_FORGIVEN: Final = 100
 _BACKOFF_S: Final = 1.0
 _LONGEST_BACKOFF_S: Final = 60.0
 _IDLE_TIMEOUT_S: Final = 0.25
+_AS_IT_IS: Final = Measure()
 _LOST: Final = "the engine failed and could not be opened again yet; the daemon's log says why"
 
 
@@ -44,8 +47,9 @@ _LOST: Final = "the engine failed and could not be opened again yet; the daemon'
 class Stages:
     """What is done to a frame: preprocessing by camera, geometry, segmentation, decision, and the line's name.
 
-    `tiling` is `tile.tiling_of` the bundle: None if and only if its frames are resized. `stamp` sees each verdict
-    before it is logged, in the verdict thread, and may take its certificate away.
+    `tiling` is `tile.tiling_of` the bundle: None if and only if its frames are resized. `zones` and `segments` are
+    those of cameras that have their own, `measures` scale and rules by camera. `stamp` sees each verdict before it is
+    logged, in the verdict thread, and may take its certificate away.
     """
 
     line: str
@@ -55,7 +59,10 @@ class Stages:
     segment: Segment
     decide: Decide
     tiling: Tiling | None = None
+    zones: Mapping[str, Zones] = field(default_factory=dict)
+    segments: Mapping[str, Segment] = field(default_factory=dict)
     stamp: Callable[[Verdict], Verdict] = lambda verdict: verdict
+    measures: Mapping[str, Measure] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.tiling is None) == (self.input.fit == "tile"):
@@ -99,8 +106,20 @@ def judged(
         anomaly_map = to_map(model_input, scores, score, geometry)
     except EngineError as error:
         return stages.decide.inconclusive(frame, Reason.ENGINE, str(error)[:MAX_DETAIL])
+    camera = frame.id.camera
+    if camera in stages.zones:
+        try:
+            anomaly_map = stages.zones[camera](anomaly_map, (frame.image.shape[0], frame.image.shape[1]))
+        except (
+            BundleError,
+            ImageRefused,
+        ) as error:  # zones drawn for another picture: nothing of this one was inspected
+            return stages.decide.inconclusive(frame, Reason.SHAPE, str(error)[:MAX_DETAIL])
     height, width = frame.image.shape[:2]
-    return stages.decide.verdict(frame, anomaly_map, stages.segment(anomaly_map, (height, width)))
+    segment = stages.segments.get(camera, stages.segment)
+    measure = stages.measures.get(camera, _AS_IT_IS)
+    regions = measure.segment(segment)(anomaly_map, (height, width))
+    return measure(stages.decide.verdict(frame, anomaly_map, regions), segment.min_area_px)
 
 
 @dataclass(slots=True, eq=False)
@@ -128,7 +147,8 @@ class EngineRunner:
     """The inference thread's work: frames into batches, batches through the engine, as many in flight as it keeps.
 
     The only user of the engine once the thread runs. With a tiling, batches hold tiles, of more than one frame where
-    they meet; a frame is handed over when its last tile was collected, and given up with its first that failed.
+    they meet; a frame is handed over when its last tile was collected, and given up with its first that failed. A batch
+    has failed if it is not ready within `timeout_s`.
     """
 
     def __init__(
@@ -142,6 +162,7 @@ class EngineRunner:
         wait_ns: int,
         hand_over: Callable[[Scored | Unjudged], None],
         warn: Callable[[str, Mapping[str, object]], None],
+        timeout_s: float = ENGINE_TIMEOUT_S,
     ) -> None:
         self.lost = False
         """Whether there is no engine at present; read by other threads."""
@@ -156,6 +177,7 @@ class EngineRunner:
         self._clock = clock
         self._hand_over = hand_over
         self._warn = warn
+        self._timeout_s = timeout_s
         self._depth = self._most_out = engine.spec.depth
         self._max_batch, self._wait_ns = max_batch, wait_ns
         self._batcher = self._new_batcher()
@@ -316,7 +338,7 @@ class EngineRunner:
         ticket, batch, started_ns = self._out.popleft()
         self.calling_ns = self._clock.monotonic_ns()
         try:
-            answered, maps, scores = self._engine.collect(ENGINE_TIMEOUT_S)
+            answered, maps, scores = self._engine.collect(self._timeout_s)
         except EngineError as error:
             self._fail(batch, str(error))
             return

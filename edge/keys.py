@@ -74,7 +74,7 @@ def make_pair(kind: Kind, name: str, folder: Path) -> tuple[Path, Path]:
         pair = msgspec.convert({"kind": kind, "name": name, "public_key": public, "secret_key": secret}, KeyFile)
     except msgspec.ValidationError:
         raise CommandError(f"name {name!r}: expected 1 to 64 of a-z, 0-9, _ and -") from None
-    _make_private_folder(folder)
+    make_private_folder(folder)
     secret_path, public_path = (folder / f"{file_stem(kind, name)}{suffix}" for suffix in (".key", ".pub"))
     for path in (secret_path, public_path):
         if path.exists() or path.is_symlink():
@@ -82,9 +82,9 @@ def make_pair(kind: Kind, name: str, folder: Path) -> tuple[Path, Path]:
                 f"{path} exists; keys are never overwritten: choose another name or folder, or move that file away"
             )
     warning = f"# Secret. Whoever can read this is {kind} {name}. Do not copy it further than it is needed."
-    _write_new(secret_path, f"{warning}\n{_toml(pair)}", 0o600)
+    write_new(secret_path, f"{warning}\n{_toml(pair)}", 0o600)
     try:
-        _write_new(public_path, _toml(msgspec.structs.replace(pair, secret_key=None)), 0o644)
+        write_new(public_path, _toml(msgspec.structs.replace(pair, secret_key=None)), 0o644)
     except CommandError:
         secret_path.unlink()
         raise
@@ -110,7 +110,12 @@ def _signing_pair() -> tuple[str, str]:
     return z85(secret.public_key().public_bytes_raw()), z85(secret.private_bytes_raw())
 
 
-def _make_private_folder(folder: Path) -> None:
+def make_private_folder(folder: Path) -> None:
+    """Make `folder` for its owner alone, if it is not there.
+
+    Raises:
+        CommandError: it is open to others, or cannot be made.
+    """
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         mode = stat.S_IMODE(folder.stat().st_mode)
@@ -122,7 +127,12 @@ def _make_private_folder(folder: Path) -> None:
         raise CommandError(f"{folder} has mode {mode:04o}, so others may look for keys there; run: chmod 700 {folder}")
 
 
-def _write_new(path: Path, text: str, mode: int) -> None:
+def write_new(path: Path, text: str, mode: int) -> None:
+    """Write a file that is not there yet, to disk, with `mode` whatever the umask.
+
+    Raises:
+        CommandError: it is there, or cannot be written.
+    """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -183,7 +193,7 @@ def read_secret(path: Path | str, kinds: tuple[Kind, ...]) -> KeyFile:
     Raises:
         ConfigError: missing, open to others, malformed, or a key of another kind.
     """
-    place, by_systemd = _located(str(path))
+    place, by_systemd = located(str(path))
     pair = _read(place, kinds, private=not by_systemd)
     if pair.secret_key is None:
         raise ConfigError(f"{place} holds no secret_key; give the .key file, not the .pub")
@@ -205,7 +215,7 @@ def read_public(path: Path | str, kinds: tuple[Kind, ...]) -> KeyFile:
     return pair
 
 
-def _located(path: str) -> tuple[Path, bool]:
+def located(path: str) -> tuple[Path, bool]:
     """Where the file is, and whether systemd guards it: its copies are readable by the service alone, by ACL."""
     if not path.startswith(_CREDENTIAL):
         return Path(path), False

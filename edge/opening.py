@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from edge.bundle import ModelBundle
 from edge.config import EdgeConfig, EngineConfig
+from edge.engines.device import Plan
 from edge.engines.registry import open_engine
 from edge.errors import DeviceError, EngineError, UsageError
 from edge.protocols import Engine
@@ -22,8 +22,8 @@ from edge.protocols import Engine
 class Plans:
     """Compiled plans of a bundle's graph and, where it has one, of its coarse graph."""
 
-    dense: Path
-    coarse: Path | None = None
+    dense: Plan
+    coarse: Plan | None = None
 
 
 PlansOf = Callable[[ModelBundle, EngineConfig], Plans]
@@ -85,6 +85,7 @@ class EngineOpener:
             on_tiles=self._on_tiles,
             plan=plans.dense,
             coarse_plan=plans.coarse,
+            quiet_below=self._bundle.calibration.lowest() if asked.maps == "flawed" else None,
         )
 
     def _cpu(self, asked: EngineConfig) -> Engine:
@@ -112,12 +113,11 @@ def compiled_plans(bundle: ModelBundle, asked: EngineConfig) -> Plans:
     try:
         targets = [target] if known_targets(load_library()) else []
 
-        def path_of(graph: Literal["model", "coarse"]) -> Path:
-            plan = compile_bundle(bundle, targets=targets, precision=asked.precision, graph=graph)
-            plan.read()  # what was found in the cache is what was built
-            return plan.path
+        def plan_of(graph: Literal["model", "coarse"]) -> Plan:
+            compiled = compile_bundle(bundle, targets=targets, precision=asked.precision, graph=graph)
+            return Plan(compiled.path, compiled.read())
 
-        return Plans(path_of("model"), path_of("coarse") if bundle.coarse is not None and asked.refine else None)
+        return Plans(plan_of("model"), plan_of("coarse") if bundle.coarse is not None and asked.refine else None)
     except DeviceError:
         raise
     except (EngineError, UsageError) as error:

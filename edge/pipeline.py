@@ -117,6 +117,9 @@ class Pipeline:
         self._all_answered = threading.Event()
         self._room = threading.Condition()
         self._failure: str | None = None
+        self._withheld: str | None = None
+        self._reading = threading.Event()
+        self._probes: dict[FrameKey, Callable[[Verdict], None]] = {}
         self._source_ns = clock.monotonic_ns()
         self._threads = {
             name: threading.Thread(target=self._top, args=(name, work), name=name, daemon=True)
@@ -127,7 +130,8 @@ class Pipeline:
                 *((("deadlines", self._run_deadlines),) if self._docket.has_deadlines else ()),
             )
         }
-        metrics.queue_capacity.set(capacity)
+        for queue in ("inference", "verdict"):
+            metrics.set_capacity(queue, capacity)
 
     @property
     def failure(self) -> str | None:
@@ -145,12 +149,31 @@ class Pipeline:
         if calling_ns := self._runner.calling_ns:
             # Deadlines answer for an engine that hangs; that is no progress of the engine's.
             moved_ns, in_flight = min(moved_ns, calling_ns), max(1, in_flight)
-        return Progress(in_flight, moved_ns, self._source_ns, self._runner.lost)
+        return Progress(in_flight, moved_ns, self._source_ns, self._runner.lost, withheld=self._withheld is not None)
 
-    def start(self) -> None:
-        """Start all threads."""
+    def start(self, *, reading: bool = True) -> None:
+        """Start all threads; without `reading` no frame is taken before `begin_reading`."""
+        if reading:
+            self._reading.set()
         for thread in self._threads.values():
             thread.start()
+
+    def begin_reading(self) -> None:
+        """Take frames from now on."""
+        self._reading.set()
+
+    def withhold(self, why: str | None) -> None:
+        """Answer frames that come from now on INCONCLUSIVE(challenge), unseen; None lifts it. From any thread."""
+        self._withheld = why
+
+    def probe(self, frame: Frame, answer: Callable[[Verdict], None]) -> None:
+        """Judge a frame that no camera sent: as any other, but uncounted, unlogged; `answer` gets what would be said.
+
+        The stages must know its camera's name. `answer` is called in the verdict thread, must be quick and not raise;
+        it is not called if the line ends first. From any thread.
+        """
+        self._probes[frame.id.key] = answer
+        self._docket.enter(frame)
 
     def sample_queues(self) -> None:
         """Put the depths of all hand-overs into the metrics; call it now and then."""
@@ -248,6 +271,8 @@ class Pipeline:
             if self._account.in_flight >= self._capacity:
                 self._wait_for_room()
                 continue
+            if not self._reading.wait(_ROOM_TIMEOUT_S):
+                continue
             try:
                 frame = self._source.read(_READ_TIMEOUT_S)
             except SourceTimeout:
@@ -256,11 +281,12 @@ class Pipeline:
                 return
             if not self._account.receive(frame.id.key):
                 self._metrics.duplicate(frame.id.camera)
-            elif isinstance(frame, Frame):
-                if older := self._docket.enter(frame):
-                    self._answer(older, Reason.DROPPED, "a newer frame of its camera came before it was looked at")
-            else:
+            elif not isinstance(frame, Frame):
                 self._answer(frame, Reason.UNREADABLE, f"{frame.reason}: {frame.detail}")
+            elif (why := self._withheld) is not None:
+                self._answer(frame, Reason.CHALLENGE, why)
+            elif older := self._docket.enter(frame):
+                self._answer(older, Reason.DROPPED, "a newer frame of its camera came before it was looked at")
 
     def _wait_for_room(self) -> None:
         self._source.service()
@@ -286,7 +312,11 @@ class Pipeline:
     def _run_verdict(self) -> None:
         while (item := self._to_verdict.get()) is not None:
             if isinstance(item, Unjudged):
-                if self._settles(item.frame):
+                if not self._settles(item.frame):
+                    continue
+                if (probed := self._probes.pop(item.frame.id.key, None)) is not None:
+                    probed(self._stages.decide.inconclusive(item.frame, item.reason, item.detail))
+                else:
                     self._answer(item.frame, item.reason, item.detail)
                 continue
             for frame, model_input, scores, score in zip(item.frames, item.inputs, item.maps, item.scores, strict=True):
@@ -296,7 +326,11 @@ class Pipeline:
                 started_ns = self._clock.monotonic_ns()
                 verdict = judged(item.stages, frame, model_input, scores, float(score), item.geometry)
                 self._metrics.observe("segment", self._clock.monotonic_ns() - started_ns)
-                if self._settles(frame):
+                if not self._settles(frame):
+                    continue
+                if (probed := self._probes.pop(frame.id.key, None)) is not None:
+                    probed(verdict)
+                else:
                     verdict = item.stages.stamp(verdict)
                     if verdict.decision is Decision.REJECT:
                         # A copy: pixels in a camera's ring change once the frame is acknowledged.
@@ -347,9 +381,8 @@ class Pipeline:
             self._metrics.duplicate(logged.camera)
         now_ns = self._clock.monotonic_ns()
         self._metrics.observe("commit", now_ns - decided_ns)
-        self._metrics.observe("total", now_ns - received_ns)
         was_full = self._account.in_flight >= self._capacity
-        self._account.judge(logged)
+        self._metrics.judge(logged, now_ns - received_ns)
         self._source.acknowledge(((logged.camera, logged.camera_epoch, logged.frame_sequence),))
         if was_full:
             with self._room:

@@ -27,7 +27,7 @@ _RUNS, _LABELS = types.int32[:, ::1], types.int32[::1]
 _CHUNK = 64
 
 
-def _compiled(signature: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+def compiled(signature: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Compile now for one signature, through numba's cache where one can be kept.
 
     A service whose file system is sealed has nowhere to write it: numba then raises at decoration (no locator) or
@@ -43,7 +43,7 @@ def _compiled(signature: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     return compile_now
 
 
-@_compiled(types.int64(_SCORES, types.float32, _RUNS, _LABELS))
+@compiled(types.int64(_SCORES, types.float32, _RUNS, _LABELS))
 def find_runs(
     scores: NDArray[np.float32], bound: np.float32, runs: NDArray[np.int32], parents: NDArray[np.int32]
 ) -> int:
@@ -121,7 +121,7 @@ def find_runs(
     return count
 
 
-@_compiled(types.int64(_LABELS))
+@compiled(types.int64(_LABELS))
 def number_regions(parents: NDArray[np.int32]) -> int:
     """Turn parents into region numbers 0, 1, ... in raster order of the first run; returns how many there are."""
     number = 0
@@ -135,7 +135,7 @@ def number_regions(parents: NDArray[np.int32]) -> int:
     return number
 
 
-@_compiled(
+@compiled(
     types.void(
         _SCORES, _RUNS, _LABELS, types.int32[:, ::1], types.int64[::1], types.float32[::1], _RUNS, types.int64[::1]
     )
@@ -180,7 +180,7 @@ def measure_regions(
         grouped[place, 0], grouped[place, 1], grouped[place, 2] = runs[run, 0], runs[run, 1], runs[run, 2]
 
 
-@_compiled(types.void(_SCORES, _INDICES, _VECTOR32, _INDICES, _VECTOR32, types.float32[:, ::1], types.float32[:, ::1]))
+@compiled(types.void(_SCORES, _INDICES, _VECTOR32, _INDICES, _VECTOR32, types.float32[:, ::1], types.float32[:, ::1]))
 def interpolate(
     scores: NDArray[np.float32],
     cells_y: NDArray[np.int64],

@@ -13,8 +13,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -105,6 +106,8 @@ class Pace:
 class SwapDesk:
     """Takes requests from the control socket, and from `reload`, in a thread of its own; one after the other.
 
+    `others` answer requests `{"ask": NAME}`, one by one like the swaps.
+
     `load` makes a Model of a bundle's path (or raises KizuError: refused), `configured` says which bundle the
     configuration names now, `promoted` is told of a Model that judges.
 
@@ -124,9 +127,11 @@ class SwapDesk:
         max_batch: int,
         clock: Clock,
         tell: Callable[[str, Mapping[str, object]], None],
+        others: Mapping[str, Callable[[], bytes]] = MappingProxyType({}),
     ) -> None:
         self._pipeline, self._load, self._configured, self._promoted = pipeline, load, configured, promoted
         self._cameras, self._max_batch, self._clock, self._tell = cameras, max_batch, clock, tell
+        self._others = others
         self._stopping = threading.Event()
         self._reload = threading.Event()
         self._socket = sockets.router(address, hwm=8, max_message_bytes=_MAX_REQUEST_BYTES)
@@ -172,6 +177,10 @@ class SwapDesk:
             except zmq.ZMQError:  # whoever asked is gone; the log line stays
                 self._tell("swap: the one who asked is gone", {})
 
+        if len(parts) == 2 and (other := self._others.get(_asked(parts[1]))) is not None:
+            with suppress(zmq.ZMQError):  # whoever asked is gone
+                self._socket.send_multipart([parts[0], other()], zmq.NOBLOCK)
+            return
         try:
             if len(parts) != 2:
                 raise msgspec.ValidationError(f"a request is one part, not {len(parts) - 1}")
@@ -223,6 +232,18 @@ class SwapDesk:
 
     def _note(self, one: SwapReport) -> None:
         self._tell(f"swap {one.state}", {name: value for name, value in msgspec.to_builtins(one).items() if value})
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    ask: str = ""
+
+
+def _asked(request: bytes) -> str:
+    """What else than a swap a request is about; empty if it is one, or nonsense."""
+    try:
+        return msgspec.json.decode(request, type=_Asked).ask
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
 
 
 def ask(address: str, request: SwapRequest, on_report: Callable[[SwapReport], None], *, patience_s: float) -> bool:

@@ -118,7 +118,8 @@ class AnomalyMap:
 class DefectRegion:
     """One connected flaw in frame coordinates: half-open `box_xyxy`, `area_px`, raw map value `peak`.
 
-    `area_mm2` is known only where the scale is.
+    `area_mm2`, `length_mm` (the longest distance between two of its points) and `center_mm_xy`, in the inspected plane,
+    are known only where the scale is. `ignored_by` names the zone that the rules pass over and that holds all of it.
     """
 
     box_xyxy: tuple[int, int, int, int]
@@ -126,6 +127,9 @@ class DefectRegion:
     peak: float
     mask: RunLength
     area_mm2: float | None = None
+    length_mm: float | None = None
+    center_mm_xy: tuple[float, float] | None = None
+    ignored_by: str | None = None
 
 
 class Decision(StrEnum):
@@ -137,15 +141,25 @@ class Decision(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a verdict is what it is; `SCORE` for ACCEPT and REJECT, the others only with INCONCLUSIVE."""
+    """Why a verdict is what it is; `SCORE` and `RULE` for ACCEPT and REJECT, the others only with INCONCLUSIVE.
+
+    `RULE`: the score was above the threshold, and the camera's written rules decided; the detail says which.
+    """
 
     SCORE = "score"
+    RULE = "rule"
     UNREADABLE = "unreadable"
     SHAPE = "shape"
     LATE = "late"
     FROZEN = "frozen"
     DROPPED = "dropped"
     ENGINE = "engine"
+    CHALLENGE = "challenge"
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether the frame was scored and accepted or rejected."""
+        return self in (Reason.SCORE, Reason.RULE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,7 +167,8 @@ class Verdict:
     """The one answer a frame gets; never a bool.
 
     `score` and `threshold` are raw and in the same unit (None when the frame could not be scored); `p_value` in (0, 1]
-    is against the calibration sample; `frame_size` is (height, width) in pixels, (0, 0) if unknown.
+    is against the calibration sample; `frame_size` is (height, width) in pixels, (0, 0) if unknown. `calibration_id` is
+    the camera calibration's that the frame was seen through, `rules_id` the rule file's that had a say, None without.
     """
 
     frame_id: FrameId
@@ -169,3 +184,5 @@ class Verdict:
     model_id: str
     received_ns: int = 0
     part_id: str | None = None
+    calibration_id: str | None = None
+    rules_id: str | None = None

@@ -16,9 +16,10 @@ import msgspec
 
 from edge.bundle import ScoreCalibration
 from edge.errors import ConfigError
+from edge.part_scores import NamedParts, part_scores
 from edge.protocols import Clock
 from edge.stages.watch import Watch, WatchSettings
-from edge.types import Reason, Verdict
+from edge.types import Verdict
 
 _MAX_NOTE_BYTES: Final = 64 * 1024
 
@@ -34,9 +35,11 @@ class Void(msgspec.Struct, frozen=True):
 
 
 class Warrant:
-    """Watches every judged frame of one model; one thread, except `void`, which may be read from any.
+    """Watches every judged part of one model; one thread, except `void`, which may be read from any.
 
-    `path` is where a void warrant is noted. `on_void` is told once, in the observing thread.
+    `path` is where a void warrant is noted. `on_void` is told once, in the observing thread; `on_unnamed` once a
+    camera, with its first frame without a part_id where the certificate counts parts by it: such frames are not
+    watched.
 
     Raises:
         ConfigError: the note on disk cannot be read, or is none.
@@ -52,26 +55,40 @@ class Warrant:
         clock: Clock,
         *,
         on_void: Callable[[Void], None] = lambda void: None,
+        on_unnamed: Callable[[str], None] = lambda camera: None,
     ) -> None:
         self._path, self._model_id, self._clock, self._on_void = path, model_id, clock, on_void
+        self._on_unnamed = on_unnamed
+        rows = {camera: calibration.of(camera) for camera in cameras}
         self._watches = {
             # Of two cameras of one line, each breaks ties by draws of its own.
-            camera: Watch(calibration.scores, calibration.threshold, settings, seed=seed)
-            for seed, camera in enumerate(cameras)
+            camera: Watch(row.scores, row.threshold, settings, seed=seed)
+            for seed, (camera, row) in enumerate(rows.items())
+            if row.certified
         }
+        self._parts = {camera: part_scores(calibration) for camera in self._watches}
         self.void = self._noted()
 
     def stamp(self, verdict: Verdict) -> Verdict:
         """Let the watch look at a verdict; the same, but not certified, if the warrant is void by now."""
-        if self.void is None and verdict.reason is Reason.SCORE and verdict.score is not None:
-            self._observe(verdict.frame_id.camera, verdict.score)
+        camera = verdict.frame_id.camera
+        if self.void is None and camera in self._watches:
+            parts = self._parts[camera]
+            for score in parts.add(verdict):
+                self._observe(camera, score)
+            if isinstance(parts, NamedParts) and parts.unnamed == 1 and verdict.part_id is None:
+                self._on_unnamed(camera)
         return verdict if self.void is None else replace(verdict, certified=False)
 
     def evidence(self, camera: str) -> float:
-        """0 to 1: how far the camera's watch is on the way to an alarm."""
-        return 1.0 if self.void is not None else self._watches[camera].evidence
+        """0 to 1: how far the camera's watch is on the way to an alarm; 0 where nothing is certified."""
+        if self.void is not None:
+            return 1.0
+        return self._watches[camera].evidence if camera in self._watches else 0.0
 
     def _observe(self, camera: str, score: float) -> None:
+        if self.void is not None:
+            return
         watch = self._watches[camera]
         alarm = watch.observe(score)
         if alarm is not None:

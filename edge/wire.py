@@ -118,13 +118,19 @@ class CreditState(msgspec.Struct, frozen=True, tag_field="type", tag="credit"):
     window: Annotated[int, Meta(ge=0, le=65536)]
 
 
-class Head(msgspec.Struct, frozen=True):
-    """The newest published event of a line, told every second so that a lost last event is noticed."""
+class Head(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The newest published event of a line, told every second so that a lost last event is noticed.
+
+    `state` is the daemon's (ready, degraded, withheld, stalled; empty where it does not say), `fallback` why the CPU
+    stands in for the GPU, empty while it does not.
+    """
 
     version: int
     line: str
     log_epoch: int
     log_sequence: int
+    state: str = ""
+    fallback: str = ""
 
 
 class ReplayRequest(msgspec.Struct, frozen=True, tag_field="type", tag="replay"):

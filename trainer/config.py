@@ -9,13 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_type_hints
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from edge.errors import CommandError
 
-Decay = Literal["constant", "cosine", "drop"]
+Decay = Literal["constant", "cosine", "drop", "tenths"]
 Center = Literal["none", "mean", "median"]
 Pad = Literal["none", "zero", "reflect"]
 
@@ -31,8 +31,10 @@ class Schedule:
     """How long and how fast: what ``loop`` needs to know, the same for every method.
 
     ``steps`` batches of ``batch_size`` images; Adam with ``learning_rate`` and ``weight_decay``; ``decay`` is
-    ``constant`` (paper), ``cosine`` (from the full rate to zero over ``steps``) or ``drop`` (a tenth of the rate after
-    95 % of the steps: EfficientAD, 66,500 of 70,000).
+    ``constant`` (paper), ``cosine`` (from the full rate to zero over ``steps``), ``drop`` (a tenth of the rate after
+    95 % of the steps: EfficientAD, 66,500 of 70,000) or ``tenths`` (a tenth after 2/3, a hundredth after 5/6: FCDD,
+    400 and 500 of 600 epochs).  ``patience`` points of the learning curve without a lower loss on the held-out good
+    images end the training, and the best weights are kept; 0 is never (every paper here).
 
     Raises:
         CommandError: a value is out of range.
@@ -43,8 +45,11 @@ class Schedule:
     learning_rate: float
     weight_decay: float
     decay: Decay
+    patience: int = 0
 
     def __post_init__(self) -> None:
+        if self.patience < 0:
+            raise CommandError(f"patience counts points of the learning curve, 0 is off; got {self.patience}")
         if self.steps < 1 or self.batch_size < 1:
             raise CommandError(f"steps and batch size must be at least 1, got {self.steps} and {self.batch_size}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
@@ -56,7 +61,50 @@ class Schedule:
             return self.learning_rate
         if self.decay == "drop":
             return self.learning_rate * (0.1 if step >= 0.95 * self.steps else 1.0)
+        if self.decay == "tenths":
+            return self.learning_rate * 0.1 ** ((6 * step >= 4 * self.steps) + (6 * step >= 5 * self.steps))
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+class Paced(Protocol):
+    """The settings that a schedule is made of; every method's configuration has them."""
+
+    @property
+    def epochs(self) -> int: ...
+
+    @property
+    def min_steps(self) -> int: ...
+
+    @property
+    def max_steps(self) -> int: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    @property
+    def weight_decay(self) -> float: ...
+
+    @property
+    def decay(self) -> Decay: ...
+
+    @property
+    def patience(self) -> int: ...
+
+
+def schedule_of(settings: Paced, images: int) -> Schedule:
+    """``epochs`` passes over ``images``, but no less than ``min_steps`` and no more than ``max_steps`` batches."""
+    steps = math.ceil(settings.epochs * images / settings.batch_size)
+    return Schedule(
+        steps=min(max(steps, settings.min_steps), settings.max_steps),
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        decay=settings.decay,
+        patience=settings.patience,
+    )
 
 
 # Paper: Adam, 1e-4, weight decay 1e-5, batches of one image, 100 epochs, constant rate.
@@ -138,6 +186,7 @@ class StudentTeacherConfig:
     metric: Literal["plain", "decoded", "gaussian", "placed"] = "plain"
     normalization: Literal["gauss", "quantile"] = "gauss"
     center: Center = "none"  # paper: none
+    patience: int = 0
 
     def __post_init__(self) -> None:
         if not self.teachers:
@@ -166,14 +215,7 @@ class StudentTeacherConfig:
 
     def schedule(self, images: int) -> Schedule:
         """The schedule for a training set of ``images``."""
-        steps = math.ceil(self.epochs * images / self.batch_size)
-        return Schedule(
-            steps=min(max(steps, self.min_steps), self.max_steps),
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            decay=self.decay,
-        )
+        return schedule_of(self, images)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form for checkpoints and provenance."""
@@ -182,8 +224,6 @@ class StudentTeacherConfig:
 
 AnyConfig = TypeVar("AnyConfig", bound=MethodConfig)
 
-_NONE_IS_A_WORD = ("pad", "center")
-
 
 def override(config: AnyConfig, settings: Sequence[str]) -> AnyConfig:
     """``config`` with ``KEY=VALUE`` settings; values are read by the field's type, ``none`` is None, lists by commas.
@@ -191,16 +231,18 @@ def override(config: AnyConfig, settings: Sequence[str]) -> AnyConfig:
     Raises:
         CommandError: no such key, or a value that it does not take; the message says what there is.
     """
-    known = {f.name: f for f in fields(config) if f.name != "preset"}
+    hints = get_type_hints(type(config))
+    known = [f.name for f in fields(config) if f.name != "preset"]
     changes: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or key not in known:
             raise CommandError(f"--set {setting}: expected KEY=VALUE with a KEY of {', '.join(known)}")
-        is_none = value.lower() == "none" and key not in _NONE_IS_A_WORD
-        given: Any = None if is_none else value.split(",") if key == "teachers" else value
+        # Where the word none is among a setting's choices, it is that word.
+        is_none = value.lower() == "none" and "none" not in get_args(hints[key])
+        given: Any = None if is_none else value.split(",") if get_origin(hints[key]) is tuple else value
         try:
-            changes[key] = msgspec.convert(given, get_type_hints(type(config))[key], strict=False)
+            changes[key] = msgspec.convert(given, hints[key], strict=False)
         except msgspec.ValidationError as error:
             raise CommandError(f"--set {setting}: {error}") from error
     return replace(config, **changes)

@@ -92,8 +92,8 @@ def distill(
     from trainer.backbones import load_backbone
     from trainer.distill import Distillation
     from trainer.distill_config import configure
-    from trainer.loop import stop_on_signals
     from trainer.photographs import read_photographs
+    from trainer.progress import stop_on_signals
     from trainer.teacher_card import publish
 
     working = _require_options(out, steps, minutes, device, resume)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,6 @@ class BundleFacts:
     calibration_sha256: str
     statistics_shared: bool
     provenance: Mapping[str, Any]
-    report: Mapping[str, bytes]
 
 
 def export_bundle(
@@ -85,11 +84,13 @@ def export_bundle(
     held_out: Frames,
     whole_images: Sequence[Path] | None = None,
     refine: RefineRequest | None = None,
+    report: Callable[[ModelBundle], Mapping[str, bytes]] = lambda draft: {},
 ) -> ModelBundle:
     """Write the trained ``method`` as a bundle with a provisional threshold from ``held_out`` (n, h, w, C) uint8.
 
     With ``fit`` "tile" those are crops, and the threshold comes from the ``whole_images`` that they were cut from.
-    With ``refine`` the bundle gets a coarse graph too, and its margin from ``held_out``.
+    With ``refine`` the bundle gets a coarse graph too, and its margin from ``held_out``. ``report`` makes the files
+    below report/ of the bundle as it will be.
 
     Raises:
         CommandError, CalibrationError: the method cannot do what ``refine`` asks, or there are too few held-out tiles.
@@ -128,8 +129,12 @@ def export_bundle(
     )
     parity = require_parity(draft)
     coarse_parity = {} if coarse is None else require_parity(coarse_bundle(draft))
-    scores, engine = engine_scores(draft, held_out) if whole_images is None else image_scores(draft, whole_images)
-    calibration = provisional_calibration(scores, facts, engine=engine)
+    judged = engine_scores(draft, held_out) if whole_images is None else image_scores(draft, whole_images)
+    scores, peaks, engine = judged
+    # With the maximum as image score both thresholds cut at the same value; for other reductions the map needs its own.
+    calibration = provisional_calibration(
+        scores, facts, engine=engine, peaks=None if geometry.reduction == "max" else peaks
+    )
     provenance = {**facts.provenance, "parity_max_abs": parity}
     if refine is not None:
         fitted = fit_refine(draft, held_out, refine, backend=SCORING_BACKEND)
@@ -147,7 +152,7 @@ def export_bundle(
         golden=draft.golden,
         calibration=calibration,
         provenance=provenance,
-        report=facts.report,
+        report=report(replace(draft, calibration=calibration, provenance=provenance)),
         coarse=coarse,
         refine=looked,
     )
@@ -215,41 +220,50 @@ def require_parity(draft: ModelBundle) -> dict[str, float]:
     return gaps
 
 
-def engine_scores(draft: ModelBundle, frames: Frames) -> tuple[NDArray[np.float32], str]:
-    """Image scores (n,) of ``frames`` through the exported graph, and what computed them.
+Judged = tuple[NDArray[np.float32], NDArray[np.float32], str]
+"""Image scores (n,), the largest value of each map (n,), and what computed them."""
+
+
+def engine_scores(draft: ModelBundle, frames: Frames) -> Judged:
+    """``frames`` through the exported graph.
 
     Raises:
         TrainingError: a score is not finite.
     """
     with open_engine(draft, backend=SCORING_BACKEND, streams=1, max_batch=1, refine=False) as engine:
-        scores = [engine.infer(np.ascontiguousarray(frame[None]))[1] for frame in frames]
+        answers = [engine.infer(np.ascontiguousarray(frame[None])) for frame in frames]
         name = f"{engine.spec.name} {engine.spec.version} {engine.spec.device}"
-    together = np.concatenate(scores)
-    if not np.isfinite(together).all():
+    scores = np.concatenate([scores for _, scores in answers])
+    peaks = np.array([maps.max() for maps, _ in answers], np.float32)
+    if not (np.isfinite(scores).all() and np.isfinite(peaks).all()):
         raise TrainingError("a held-out good image scores NaN or infinite; train again at a lower learning rate")
-    return together, name
+    return scores, peaks, name
 
 
-def image_scores(draft: ModelBundle, paths: Sequence[Path]) -> tuple[NDArray[np.float32], str]:
-    """Image scores (n,) of whole images at native resolution as the line will score them, and what computed them."""
+def image_scores(draft: ModelBundle, paths: Sequence[Path]) -> Judged:
+    """Whole images at native resolution, as the line will score them."""
     # Dense everywhere: the gate follows from this threshold, and a score from a coarse look is never higher.
     with open_engine(draft, backend=SCORING_BACKEND, streams=1, max_batch=1, refine=False) as engine:
-        scores = [answer.verdict.score for answer in collect(draft, engine, paths)]
-        return np.array(scores, np.float32), f"{engine.spec.name} {engine.spec.version} {engine.spec.device}"
+        found = [one.anomaly_map for one in collect(draft, engine, paths) if one.anomaly_map is not None]
+        scores = np.array([one.score for one in found], np.float32)
+        peaks = np.array([one.scores.max() for one in found], np.float32)
+        return scores, peaks, f"{engine.spec.name} {engine.spec.version} {engine.spec.device}"
 
 
-def provisional_calibration(scores: NDArray[np.float32], facts: BundleFacts, *, engine: str) -> ScoreCalibration:
-    """Threshold = largest held-out good score + ``MARGIN_SHARE`` of its distance to the median; never certified."""
-    largest = float(scores.max())
-    margin = MARGIN_SHARE * (largest - float(np.median(scores)))
-    threshold = largest + margin
-    if not math.isfinite(threshold):
-        raise TrainingError(f"the provisional threshold became {threshold}")
+def provisional_calibration(
+    scores: NDArray[np.float32], facts: BundleFacts, *, engine: str, peaks: NDArray[np.float32] | None = None
+) -> ScoreCalibration:
+    """Threshold = largest held-out good score + ``MARGIN_SHARE`` of its distance to the median; never certified.
+
+    The pixels' threshold is the same, or with ``peaks`` follows from them in the same way.
+    """
+    threshold, margin = _above(scores)
+    pixel_threshold = threshold if peaks is None else _above(peaks)[0]
     return ScoreCalibration(
         kind="provisional",
         certified=False,
         threshold=threshold,
-        pixel_threshold=threshold,  # the image score is the map's maximum, so both cut at the same value
+        pixel_threshold=pixel_threshold,
         min_area_px=1,
         scores=tuple(sorted(float(score) for score in scores)),
         engine=engine,
@@ -257,3 +271,12 @@ def provisional_calibration(scores: NDArray[np.float32], facts: BundleFacts, *, 
         statistics_shared=facts.statistics_shared,
         margin=margin,
     )
+
+
+def _above(scores: NDArray[np.float32]) -> tuple[float, float]:
+    """A threshold above all ``scores``, and its distance from the largest of them."""
+    largest = float(scores.max())
+    margin = MARGIN_SHARE * (largest - float(np.median(scores)))
+    if not math.isfinite(largest + margin):
+        raise TrainingError(f"the provisional threshold became {largest + margin}")
+    return largest + margin, margin

@@ -1,84 +1,52 @@
 """The training loop, in the order in which things happen; progress, interruption, resume.
 
-Owns the optimizer, the order of the images, the learning curve and the checkpoints.  Leaves the loss to the method and
-the file form to ``checkpoint``.  A run that is stopped and resumed gives the same weights as one that was not, bit
-for bit with the same number of threads: the order of images and the learning rate follow from the step alone.
+Owns the optimizers, the order of the images, and when a run ends.  Leaves the loss to the method, the learning curve
+and what a checkpoint holds to ``run_state``, and whoever watches to ``progress``.  A step of most methods is one step
+of one Adam; adversarial methods take turns (``method.Turn``), each with its own.  A run that is stopped and resumed
+gives the same weights as one that was not, bit for bit with the same number of threads: the order of images and the
+learning rate follow from the step alone.
 """
 
 from __future__ import annotations
 
 import math
-import signal
-import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, reduce
 from pathlib import Path
-from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from edge.errors import CommandError, TrainingError
-from trainer.checkpoint import (
-    load_checkpoint,
-    module_tensors,
-    optimizer_tensors,
-    restore_module,
-    restore_optimizer,
-    save_checkpoint,
-)  # fmt: skip
 from trainer.config import Schedule
-from trainer.method import Batch, Frames, Method
+from trainer.method import Adversarial, Batch, Frames, Losses, Method, Turn
+from trainer.progress import Reporter
+from trainer.run_state import CurvePoint, RunState, read_run, restore_run, save_run
 
 CHECKPOINT_EVERY_S = 30.0
 CURVE_POINTS = 20
 HELD_OUT_SAMPLE = 4
-"""Held-out images whose loss is reported in the curve; it decides nothing, so a few are enough."""
+"""Held-out images whose loss is reported in the curve while it decides nothing; with patience it is all of them."""
 
 REHEARSAL_STEPS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class CurvePoint:
-    """After ``step`` steps: mean training loss since the point before, and the loss on a few held-out images."""
-
-    step: int
-    loss: float
-    held_out_loss: float
-
-
-@dataclass(slots=True)
-class TrainingState:
-    """What, beside the weights and the optimizer, a resumed run must know."""
-
-    step: int = 0
-    curve: list[CurvePoint] = field(default_factory=list)
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    elapsed_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended: ``finished`` is False when a signal stopped it and its checkpoint waits for `--resume`."""
+    """How a run ended: ``finished`` is False when a signal stopped it and its checkpoint waits for `--resume`.
+
+    ``best_step`` is the step whose weights were kept, where the schedule has patience.
+    """
 
     finished: bool
     steps: int
     curve: tuple[CurvePoint, ...]
     elapsed_s: float
-
-
-class Reporter(Protocol):
-    """Told about every step; shows as much of it as the place allows."""
-
-    def __call__(self, step: int, steps: int, loss: float) -> None: ...
+    best_step: int | None = None
 
 
 def run_training(
@@ -97,48 +65,65 @@ def run_training(
 ) -> Outcome:
     """Train ``method`` on ``frames`` (n, h, w, C) uint8 for ``schedule.steps`` steps.
 
+    With ``schedule.patience`` the loss on ``held_out`` good images ends it earlier, and ``method`` is left with the
+    weights of its lowest point.
+
     ``identity`` is what a checkpoint must agree with to be resumed (configuration, seed, data and teacher digests).
     ``stopped`` is asked after each step; when it says yes, the checkpoint is written and the run ends unfinished.
 
     Raises:
-        TrainingError: the loss is not finite, or the checkpoint belongs to another run or is damaged.
+        TrainingError: a loss is not finite (the message names the turn and the term; the checkpoint on disk stays as
+            it was), or the checkpoint belongs to another run or is damaged.
     """
-    optimizer = _optimizer(method, schedule)
-    state = TrainingState()
+    turns = turns_of(method)
+    optimizers = _optimizers(turns, schedule)
+    state = RunState()
     if resume and checkpoint is not None and checkpoint.is_file():
-        state = _restore(checkpoint, method, optimizer, schedule, identity)
+        state = restore_run(checkpoint, method.trainable, optimizers, schedule, identity)
     started = monotonic() - state.elapsed_s
     saved_at = monotonic()
     curve_every = max(1, schedule.steps // CURVE_POINTS)
 
-    while state.step < schedule.steps:
-        # 1. One step of Adam on the images that this step's number selects.
-        loss = _train_step(method, optimizer, frames, schedule, state.step, seed)
-        state.step += 1
-        state.loss_sum, state.loss_count = state.loss_sum + loss, state.loss_count + 1
+    while not _done(state, schedule):
+        # 1. Each turn in its order: one step of its Adam on the images that this step's number selects.
+        loss, terms = _train_step(turns, optimizers, frames, schedule, state.step, seed)
+        state.add(loss, terms)
 
-        # 2. The learning curve.
+        # 2. The learning curve; with patience, whether it was worth it.
         if state.step % curve_every == 0 or state.step == schedule.steps:
-            _add_curve_point(state, method, held_out)
+            state.add_point(_held_out_loss(method, held_out, schedule))
+            if schedule.patience:
+                state.judge(method.trainable)
 
         # 3. Tell whoever watches.
         if report is not None:
             report(state.step, schedule.steps, loss)
 
         # 4. Keep what was learned: now and then, and when asked to stop.
-        stop = stopped() and state.step < schedule.steps
+        stop = stopped() and not _done(state, schedule)
         if checkpoint is not None and (stop or monotonic() - saved_at >= CHECKPOINT_EVERY_S):
             state.elapsed_s = monotonic() - started
-            _save(checkpoint, method, optimizer, schedule, identity, state)
+            save_run(checkpoint, method.trainable, optimizers, schedule, identity, state)
             saved_at = monotonic()
         if stop:
             break
 
     state.elapsed_s = monotonic() - started
-    if state.step == schedule.steps and checkpoint is not None:
+    done = _done(state, schedule)
+    if done and checkpoint is not None:
         # Export may still fail; without this the whole training would be lost with it.
-        _save(checkpoint, method, optimizer, schedule, identity, state)
-    return Outcome(state.step == schedule.steps, state.step, tuple(state.curve), state.elapsed_s)
+        save_run(checkpoint, method.trainable, optimizers, schedule, identity, state)
+    if done and state.best:
+        method.trainable.load_state_dict(state.best)
+    best_step = state.best_step if schedule.patience else None
+    return Outcome(done, state.step, tuple(state.curve), state.elapsed_s, best_step)
+
+
+def turns_of(method: Method) -> tuple[Turn, ...]:
+    """The turns of a step: those that ``method`` names, or the only one of a method that names none."""
+    if isinstance(method, Adversarial):
+        return tuple(method.turns())
+    return (Turn("training", tuple(method.trainable.parameters()), method.loss),)
 
 
 def plan_steps(
@@ -156,11 +141,12 @@ def plan_steps(
     if not minutes > 0:
         raise CommandError(f"--minutes must be above 0, got {minutes}")
     before = {name: tensor.detach().clone() for name, tensor in method.trainable.state_dict().items()}
-    optimizer = _optimizer(method, schedule)
-    _train_step(method, optimizer, frames, schedule, 0, seed)  # the first one pays for allocations
+    turns = turns_of(method)
+    optimizers = _optimizers(turns, schedule)
+    _train_step(turns, optimizers, frames, schedule, 0, seed)  # the first one pays for allocations
     start = monotonic()
     for step in range(1, 1 + REHEARSAL_STEPS):
-        _train_step(method, optimizer, frames, schedule, step, seed)
+        _train_step(turns, optimizers, frames, schedule, step, seed)
     step_s = max((monotonic() - start) / REHEARSAL_STEPS, 1e-6)
     method.trainable.load_state_dict(before)
     return replace(schedule, steps=max(1, int(minutes * 60 / step_s)))
@@ -172,7 +158,7 @@ def checkpoint_progress(checkpoint: Path) -> tuple[int, int]:
     Raises:
         TrainingError: the file is damaged or no training checkpoint.
     """
-    note = _metadata(checkpoint)
+    note = read_run(checkpoint).metadata
     return int(note["state"]["step"]), int(note["schedule"]["steps"])
 
 
@@ -182,135 +168,88 @@ def image_places(n: int, batch_size: int, step: int, seed: int) -> NDArray[np.in
     return np.array([_epoch_order(n, position // n, seed)[position % n] for position in positions], np.int64)
 
 
-class TerminalReporter:
-    """A progress bar with the time left on a terminal, one line a minute elsewhere; a context manager."""
-
-    def __init__(self, title: str, *, start_step: int = 0, monotonic: Callable[[], float] = time.monotonic) -> None:
-        self._title, self._start_step, self._monotonic = title, start_step, monotonic
-        self._started = self._last_line = monotonic()
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}"),
-        )  # fmt: skip
-        self._bar = Progress(*columns) if sys.stderr.isatty() and sys.stdout.isatty() else None
-
-    def __call__(self, step: int, steps: int, loss: float) -> None:
-        if self._bar is not None:
-            if not self._bar.task_ids:
-                self._bar.add_task(self._title, total=steps, completed=self._start_step, loss=loss)
-            self._bar.update(self._bar.task_ids[0], completed=step, loss=loss)
-            return
-        now = self._monotonic()
-        if now - self._last_line >= 60 or step == steps:
-            self._last_line = now
-            left_s = (now - self._started) / max(step - self._start_step, 1) * (steps - step)
-            print(f"{self._title}: step {step} of {steps}, loss {loss:.3f}, {left_s / 60:.1f} min left", flush=True)
-
-    def __enter__(self) -> TerminalReporter:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+def _done(state: RunState, schedule: Schedule) -> bool:
+    return state.step >= schedule.steps or (schedule.patience > 0 and state.waited >= schedule.patience)
 
 
-@contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into a question that the loop asks after each step; a second one interrupts.
-
-    A KeyboardInterrupt in the middle of an optimizer step would leave weights of two different steps.
-    """
-    asked = threading.Event()
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _optimizers(turns: Sequence[Turn], schedule: Schedule) -> dict[str, torch.optim.Optimizer]:
+    return {
+        turn.name: torch.optim.Adam(
+            _learning(turn), lr=schedule.learning_rate * turn.rate, betas=turn.betas, weight_decay=schedule.weight_decay
+        )
+        for turn in turns
+    }
 
 
-def _optimizer(method: Method, schedule: Schedule) -> torch.optim.Optimizer:
-    return torch.optim.Adam(
-        method.trainable.parameters(), lr=schedule.learning_rate, weight_decay=schedule.weight_decay
-    )
+def _learning(turn: Turn) -> list[torch.nn.Parameter]:
+    """The turn's parameters without frozen ones, for which Adam would keep nothing that a resume could restore."""
+    return [parameter for parameter in turn.parameters if parameter.requires_grad]
 
 
 def _train_step(
-    method: Method, optimizer: torch.optim.Optimizer, frames: Frames, schedule: Schedule, step: int, seed: int
-) -> float:
-    for group in optimizer.param_groups:
-        group["lr"] = schedule.rate_at(step)
+    turns: Sequence[Turn], optimizers: dict[str, torch.optim.Optimizer], frames: Frames, schedule: Schedule,
+    step: int, seed: int,
+) -> tuple[float, dict[str, float]]:  # fmt: skip
+    """One step of every turn; the last turn's loss, and the named terms of all."""
     places = image_places(len(frames), schedule.batch_size, step, seed)
-    optimizer.zero_grad(set_to_none=True)
     draw = int(np.random.default_rng([seed, 0xD4A3, step]).integers(2**62))
-    loss = method.loss(Batch(torch.from_numpy(frames[places]), places, draw))
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        # Before the step is taken: the checkpoint on disk stays good.
-        raise TrainingError(
-            f"the loss became {value} at step {step + 1} of {schedule.steps}, "
-            f"learning rate {schedule.rate_at(step):.2g}; "
-            "train with a lower learning rate, or look for images unlike the others"
-        )
-    loss.backward()  # type: ignore[no-untyped-call]
+    batch = Batch(torch.from_numpy(frames[places]), places, draw)
+    loss, shown = 0.0, {}
+    for turn in turns:
+        terms = _terms(turn, optimizers[turn.name], batch, schedule, step)
+        loss = sum(terms.values())
+        for name, value in terms.items():
+            if name:
+                shown[name if len(turns) == 1 else f"{turn.name}.{name}"] = value
+    return loss, shown
+
+
+def _terms(
+    turn: Turn, optimizer: torch.optim.Optimizer, batch: Batch, schedule: Schedule, step: int
+) -> dict[str, float]:
+    """Step ``turn``'s Adam once; the terms of its loss, a loss without names as ``""``."""
+    for group in optimizer.param_groups:
+        group["lr"] = schedule.rate_at(step) * turn.rate
+    optimizer.zero_grad(set_to_none=True)
+    losses = _named(turn.loss(batch))
+    values = {name: float(term.detach()) for name, term in losses.items()}
+    for name, value in values.items():
+        if not math.isfinite(value):
+            # Before the step is taken: the checkpoint on disk stays good.
+            raise TrainingError(
+                f"{_called(turn, name)} became {value} at step {step + 1} of {schedule.steps}, "
+                f"learning rate {optimizer.param_groups[0]['lr']:.2g}; "
+                "train with a lower learning rate, or look for images unlike the others"
+            )
+    # Toward this turn's parameters only: the other networks' gradients would cost time and be thrown away.
+    reduce(torch.add, losses.values()).backward(inputs=_learning(turn))  # type: ignore[no-untyped-call]
     optimizer.step()
-    return value
+    return values
+
+
+def _named(losses: Losses) -> dict[str, torch.Tensor]:
+    return {"": losses} if isinstance(losses, torch.Tensor) else dict(losses)
+
+
+def _called(turn: Turn, term: str) -> str:
+    return "the loss" if not term else f"the term {term} of the {turn.name}'s loss"
 
 
 @torch.no_grad()
-def _add_curve_point(state: TrainingState, method: Method, held_out: Frames) -> None:
-    sample = torch.from_numpy(np.ascontiguousarray(held_out[:HELD_OUT_SAMPLE]))
-    value = float(method.loss(Batch(sample)))
-    state.curve.append(CurvePoint(state.step, state.loss_sum / state.loss_count, value))
-    state.loss_sum, state.loss_count = 0.0, 0
+def _held_out_loss(method: Method, held_out: Frames, schedule: Schedule) -> float:
+    """The mean loss over held-out images; over the first few where nothing depends on it."""
+    if not schedule.patience:
+        return _loss_of(method, held_out[:HELD_OUT_SAMPLE])
+    size = schedule.batch_size
+    parts = [held_out[start : start + size] for start in range(0, len(held_out), size)]
+    return sum(_loss_of(method, part) * len(part) for part in parts) / len(held_out)
+
+
+def _loss_of(method: Method, frames: Frames) -> float:
+    losses = method.loss(Batch(torch.from_numpy(np.ascontiguousarray(frames))))
+    return sum(float(term) for term in _named(losses).values())
 
 
 @lru_cache(maxsize=4)
 def _epoch_order(n: int, epoch: int, seed: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(n)
-
-
-def _save(
-    path: Path, method: Method, optimizer: torch.optim.Optimizer, schedule: Schedule, identity: dict[str, Any],
-    state: TrainingState,
-) -> None:  # fmt: skip
-    tensors = module_tensors("trainable", method.trainable) | optimizer_tensors("optimizer", optimizer)
-    note = {"kind": "training", "identity": identity, "schedule": asdict(schedule), "state": asdict(state)}
-    save_checkpoint(path, tensors, note)
-
-
-def _restore(
-    path: Path, method: Method, optimizer: torch.optim.Optimizer, schedule: Schedule, identity: dict[str, Any]
-) -> TrainingState:
-    note = _metadata(path)
-    theirs, ours = note["identity"] | note["schedule"], identity | asdict(schedule)
-    other = sorted(key for key in theirs | ours if theirs.get(key) != ours.get(key))
-    if other:
-        key = other[0]
-        raise TrainingError(
-            f"{path}: this checkpoint belongs to another run: {', '.join(other)} differ "
-            f"({key} was {theirs.get(key)!r}, now {ours.get(key)!r}); run with the same data and options, "
-            "or delete the file to start anew"
-        )
-    checkpoint = load_checkpoint(path)
-    restore_module(checkpoint, "trainable", method.trainable)
-    restore_optimizer(checkpoint, "optimizer", optimizer)
-    state = TrainingState(**note["state"])
-    state.curve = [CurvePoint(**point) for point in note["state"]["curve"]]
-    return state
-
-
-def _metadata(path: Path) -> dict[str, Any]:
-    note = load_checkpoint(path).metadata
-    if note.get("kind") != "training":
-        kind = note.get("kind")
-        raise TrainingError(f"{path}: a checkpoint of kind {kind!r}, expected one of `kizu train`; delete it")
-    return note

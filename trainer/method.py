@@ -5,8 +5,9 @@ Owns the seam only.  Each implementation is one file in ``methods``; ``loop`` dr
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,12 +32,43 @@ class Batch:
     draw: int = 0
 
 
+Losses = Tensor | Mapping[str, Tensor]
+"""A loss: one scalar, or several named ones whose sum is meant; each already multiplied by its weight."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """One network's part of a step: its own loss, and its own Adam over its own parameters.
+
+    ``loss`` sees the same batch as the step's other turns; its gradient reaches ``parameters`` only, so that a
+    discriminator keeps still while the generator learns from it.  ``rate`` multiplies the schedule's learning rate;
+    ``betas`` are Adam's.  Turns that draw at random from the same ``Batch.draw`` draw the same, unless they add
+    something of their own to it.
+    """
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    loss: Callable[[Batch], Losses]
+    rate: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+@runtime_checkable
+class Adversarial(Protocol):
+    """What a method has beside ``Method`` if a step is more than one step of one Adam."""
+
+    def turns(self) -> Sequence[Turn]:
+        """The turns of a step in their order, the last one that of what is deployed; asked for after ``prepare``."""
+        ...
+
+
 class Method(Protocol):
     """One way to learn what good parts look like.
 
     The order of calls is ``prepare`` (once), ``loss`` (every step), ``fit_statistics`` (once, after training),
-    ``deployed``.  Everything except ``trainable`` must follow from the constructor's arguments and ``prepare``, so that
-    a resumed run restores ``trainable`` and nothing else.
+    ``deployed``.  A method whose step has several turns is ``Adversarial`` too.  Everything except ``trainable`` must
+    follow from the constructor's arguments and ``prepare``, so that a resumed run restores ``trainable`` and nothing
+    else.
     """
 
     @property
@@ -55,8 +87,11 @@ class Method(Protocol):
         """
         ...
 
-    def loss(self, batch: Batch) -> Tensor:
-        """The scalar that training minimizes, with its gradient toward ``trainable``."""
+    def loss(self, batch: Batch) -> Losses:
+        """What training minimizes, with its gradient toward ``trainable``; if there are ``turns``, those are instead.
+
+        Of held-out images it goes into the learning curve, and with ``Schedule.patience`` decides when to stop.
+        """
         ...
 
     def fit_statistics(self, frames: Frames) -> None:

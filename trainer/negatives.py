@@ -1,7 +1,8 @@
-"""Patches of known bad parts, for methods that learn from a few of them.
+"""Known bad parts, for methods that learn from a few of them.
 
-Owns reading a folder of bad images with their masks, and drawing patches that hold a flaw.  Leaves decoding to
-``edge.images`` and resizing to ``edge.stages.preprocess``, as for good images.
+Owns reading a folder of bad images with their masks, refusing those that are tested with, and drawing patches that
+hold a flaw, or whole images with their masks.  Leaves decoding to ``edge.images`` and resizing to
+``edge.stages.preprocess``, as for good images.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class BadPatches:
     frames: Frames
     flaws: tuple[NDArray[np.int64], ...]
     patch: int
-    sha256: str
+    files: dict[str, str]
+    """Name to the SHA-256 of its bytes, by which `kizu calibrate --bad` knows what was learned from."""
 
     @classmethod
     def read(cls, folder: str | Path, size_px: int, patch: int, channels: int) -> BadPatches:
@@ -43,25 +45,30 @@ class BadPatches:
             DataError: no folder, no image, one that cannot be read, a mask that is empty or of another size, or a
                 missing mask where patches are smaller than the images.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise DataError(f"bad = {folder}: no such folder; give one of images of bad parts, never of those to test")
-        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.endswith(MASK))
-        if not paths:
-            raise DataError(f"{folder}: no image of a bad part in it; expected {', '.join(sorted(IMAGE_SUFFIXES))}")
+        paths = bad_images(Path(folder))
         frames = np.stack([_frame(path, size_px, channels) for path in paths])
         flaws = tuple(_flaw(path, size_px, patch) for path in paths)
-        digest = data_sha256((path.name, file_sha256(path)) for path in paths)
-        return cls(frames, flaws, patch, digest)
+        return cls(frames, flaws, patch, {path.name: file_sha256(path) for path in paths})
 
     def draw(self, count: int, random: torch.Generator) -> Tensor:
         """``count`` patches (count, p, p, C) uint8, each holding a flawed pixel drawn uniformly from a random image."""
         chosen = torch.randint(len(self.frames), (count,), generator=random).tolist()
         return torch.stack([self._patch(place, random) for place in chosen])
 
+    def draw_image(self, random: np.random.Generator) -> tuple[Frames, NDArray[np.bool_]]:
+        """One whole image (size, size, C) with the mask (size, size) of its flaw."""
+        place = int(random.integers(len(self.frames)))
+        mask = np.zeros(self.frames.shape[1:3], np.bool_)
+        mask[tuple(self.flaws[place].T)] = True
+        return self.frames[place], mask
+
     def describe(self) -> dict[str, Any]:
-        """How many images, and their digest."""
-        return {"images": len(self.frames), "sha256": self.sha256}
+        """How many images, their digest together, and each one's."""
+        return {
+            "images": len(self.frames),
+            "sha256": data_sha256(self.files.items()),
+            "files": sorted(self.files.values()),
+        }
 
     def _patch(self, place: int, random: torch.Generator) -> Tensor:
         frame, flaw = self.frames[place], self.flaws[place]
@@ -73,6 +80,46 @@ class BadPatches:
         """A patch's first row (or column) such that it holds ``at`` and lies in the image."""
         low, high = max(0, at - self.patch + 1), min(at, side - self.patch)
         return low + int(torch.randint(high - low + 1, (1,), generator=random))
+
+
+def bad_images(folder: Path) -> list[Path]:
+    """The images in ``folder`` that are no masks, by name.
+
+    Raises:
+        DataError: no such folder, or none in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"bad = {folder}: no such folder; give one of images of bad parts, never of those to test")
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.endswith(MASK))
+    if not paths:
+        raise DataError(f"{folder}: no image of a bad part in it; expected {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return paths
+
+
+def require_unseen(bad: Path, data: Path) -> None:
+    """Refuse bad parts whose bytes are also in the test split of ``data`` or among its good images.
+
+    ``data`` is a data set's root or its folder of good images.  Names count for nothing; a test image that was stored
+    anew, in another format say, is not recognized.
+
+    Raises:
+        DataError: one is; names the pairs.
+    """
+    root = data.parent.parent if (data.parent.name, data.name) == ("train", "good") else data
+    good = root / "train" / "good" if (root / "train" / "good").is_dir() else data
+    digests = {file_sha256(path): path for path in bad_images(bad)}
+    for place, pattern, what in (
+        (root / "test", "*/*", "a figure measured on it later would be worth nothing"),
+        (good, "*", "it cannot be good and bad"),
+    ):
+        files = sorted(path for path in place.glob(pattern) if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES)
+        same = [(digests[digest].name, path) for path in files if (digest := file_sha256(path)) in digests]
+        if same:
+            name, path = same[0]
+            raise DataError(
+                f"--bad {bad}: {len(same)} of {len(digests)} images are in {place} too, {name} as {path.name}: {what}; "
+                f"take {'it' if len(same) == 1 else 'them'} out of one of the two folders"
+            )
 
 
 def _frame(path: Path, size_px: int, channels: int) -> Frames:

@@ -7,10 +7,17 @@ from types import MappingProxyType
 
 from edge.errors import CommandError
 from trainer.config import STUDENT_TEACHER, MethodConfig
-from trainer.configs import drocc, fcdd
+from trainer.configs import conad, drocc, fcdd, lrdan
 
 PRESETS: Mapping[str, Mapping[str, MethodConfig]] = MappingProxyType(
-    {"student-teacher": STUDENT_TEACHER, "drocc": drocc.PRESETS, "drocc-lf": drocc.PRESETS, "fcdd": fcdd.PRESETS}
+    {
+        "student-teacher": STUDENT_TEACHER,
+        "drocc": drocc.PRESETS,
+        "drocc-lf": drocc.PRESETS,
+        "fcdd": fcdd.PRESETS,
+        "conad": conad.PRESETS,
+        "lrdan": lrdan.PRESETS,
+    }
 )
 """Method name -> preset name -> configuration; the first preset of a method is its recommended one."""
 

@@ -49,6 +49,10 @@ def train(
     photographs: Annotated[
         Path | None, typer.Option(help="Everyday photographs, for presets that are to know what a part is not.")
     ] = None,
+    bad: Annotated[
+        Path | None,
+        typer.Option(help="A few flawed parts, for methods that learn from them; none of those to test with."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Draws students, image order and held-out images.")] = 1,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint of a stopped run.")] = False,
@@ -82,10 +86,12 @@ def train(
     from trainer.presets import choose_preset
     from trainer.refine import RefineRequest
 
-    config = _configure(choose_preset(method, preset), settings or [], teacher, size, photographs)
+    shorthand = {"teachers": teacher, "size_px": size, "photographs": photographs, "bad": bad}
+    config = _configure(method, choose_preset(method, preset), settings or [], shorthand)
     chosen_aspect = _require_options(aspect, device, out, minutes, steps)
     chosen_fit = _require_fit(fit, chosen_aspect)
     chosen_refine = None if refine is None else RefineRequest.parse(refine)
+    _require_fair(config, data, chosen_aspect, chosen_fit)
     _require_clear_start(checkpoint_path(out), resume)
     _use_threads(threads)
     # Before the images: a missing teacher is told at once.
@@ -137,17 +143,38 @@ def _wait_politely() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+_OPTION_OF = {"teachers": "--teacher", "size_px": "--size", "photographs": "--photographs", "bad": "--bad"}
+"""Options that say the same as a setting, by that setting."""
+
+
 def _configure(
-    config: MethodConfig,
-    settings: list[str],
-    teacher: str | None,
-    size: int | None,
-    photographs: Path | None,
+    method: str, config: MethodConfig, settings: list[str], shorthand: dict[str, str | int | Path | None]
 ) -> MethodConfig:
+    """The preset with what the command line changes of it; options are refused where the method has no such setting."""
     from trainer.config import override
 
-    shorthand = {"teachers": teacher, "size_px": size, "photographs": photographs}
-    return override(config, [*settings, *(f"{key}={value}" for key, value in shorthand.items() if value is not None)])
+    given = {key: value for key, value in shorthand.items() if value is not None}
+    for key, value in given.items():
+        if not hasattr(config, key):
+            raise CommandError(
+                f"{_OPTION_OF[key]} {value}: {method} has no use for it; leave it out, or choose another method"
+            )
+    return override(config, [*settings, *(f"{key}={value}" for key, value in given.items())])
+
+
+def _require_fair(config: MethodConfig, data: Path, aspect: Aspect, fit: Fit) -> None:
+    """Refuse bad parts that are tested with, or that the runtime would show otherwise than they were learned from."""
+    from trainer.negatives import require_unseen
+
+    bad = getattr(config, "bad", None)
+    if bad is None:
+        return
+    if (aspect, fit) != ("stretch", "resize"):
+        raise CommandError(
+            f"--bad {bad}: bad parts are stretched to the model's input, so the good ones must be too; leave out "
+            f"{'--fit tile' if fit == 'tile' else '--aspect keep'}"
+        )
+    require_unseen(Path(bad), data)
 
 
 def _require_options(aspect: str, device: str, out: Path, minutes: float | None, steps: int | None) -> Aspect:
@@ -187,7 +214,8 @@ def _require_joinable(job: _Job) -> None:
     if job.fit == "tile" and not job.learner.local:
         # A tile's own mean, say, differs from its neighbor's: the stitched map would have seams.
         raise CommandError(
-            "--fit tile needs a map whose cells do not depend on the whole picture: use center = none, a metric other "
+            f"--fit tile needs a map whose cells do not depend on the whole picture, and those of {job.learner.name} "
+            "do with these settings; use --fit resize, or drocc, or student-teacher with center = none, a metric other "
             "than placed, no auto-encoder, and one scale or --set pad=zero with one stride"
         )
     tiling_of(_input_spec(job, 1), job.learner.map_geometry(job.config.size_px, job.config.size_px))
@@ -235,7 +263,8 @@ def _print_data(found: TrainingSet, split: Split) -> None:
 
 def _learn(job: _Job, *, steps: int | None, minutes: float | None, resume: bool) -> tuple[Schedule, Outcome]:
     """Train; the returned schedule says how many steps `--minutes` came to."""
-    from trainer.loop import Outcome, TerminalReporter, checkpoint_progress, plan_steps, run_training, stop_on_signals
+    from trainer.loop import Outcome, checkpoint_progress, plan_steps, run_training
+    from trainer.progress import TerminalReporter, stop_on_signals
 
     checkpoint = checkpoint_path(job.out)
     frames = job.found.take(job.split.train)
@@ -283,6 +312,8 @@ def _identity(job: _Job) -> dict[str, Any]:
         # Only where it is new: checkpoints of the time before are of resized images.
         **({"fit": job.fit} if job.fit != "resize" else {}),
         "teacher_sha256": ", ".join(teachers),
+        # The folders' names are in the settings; what lies in them is not.
+        **{f"{key} seen": described[key] for key in ("bad", "photographs") if key in described},
     }
 
 
@@ -290,6 +321,7 @@ def _finish(job: _Job, schedule: Schedule, outcome: Outcome) -> None:
     from trainer.data import digest_of
     from trainer.export import MAX_BATCH, BundleFacts, export_bundle
     from trainer.refine import describe
+    from trainer.training_page import FILE, training_page
 
     found, split = job.found, job.split
     job.learner.fit_statistics(found.take(split.statistics))
@@ -301,12 +333,15 @@ def _finish(job: _Job, schedule: Schedule, outcome: Outcome) -> None:
         calibration_sha256=digest_of(found, split.threshold),
         statistics_shared=split.shared,
         provenance=_provenance(job, schedule, outcome),
-        report={},
     )
     whole = found.paths(split.threshold) if job.fit == "tile" else None
     held_out = found.take(split.threshold)
-    bundle = export_bundle(job.learner, job.out, facts, held_out=held_out, whole_images=whole, refine=job.refine)
+    bundle = export_bundle(
+        job.learner, job.out, facts, held_out=held_out, whole_images=whole, refine=job.refine,
+        report=lambda draft: {FILE: training_page(draft, outcome.curve).encode()},
+    )  # fmt: skip
     print(f"wrote {job.out}, model {bundle.model_id[:12]}, after {outcome.elapsed_s / 60:.1f} min of training")
+    print(f"what it learned, as a page: {job.out / 'report' / FILE}")
     print(
         f"provisional threshold {bundle.calibration.threshold:.4g} from {len(split.threshold)} good images, not "
         f"certified; next: kizu calibrate {job.out} --good DIR --false-rejects RATE --out BUNDLE"
@@ -351,9 +386,20 @@ def _provenance(job: _Job, schedule: Schedule, outcome: Outcome) -> dict[str, An
             "steps": outcome.steps,
             "seconds": round(outcome.elapsed_s, 1),
             "curve": [[point.step, point.loss, point.held_out_loss] for point in outcome.curve],
+            **_only_some_have(outcome),
         },
         "versions": versions(),
     }
+
+
+def _only_some_have(outcome: Outcome) -> dict[str, Any]:
+    """The terms of a loss that has several, and the step whose weights were kept where patience chose one."""
+    found: dict[str, Any] = {}
+    if any(point.terms for point in outcome.curve):
+        found["terms"] = [point.terms for point in outcome.curve]
+    if outcome.best_step is not None:
+        found["best_step"] = outcome.best_step
+    return found
 
 
 def versions() -> dict[str, str]:

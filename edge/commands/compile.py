@@ -13,7 +13,8 @@ from edge.errors import CommandError, ParityError
 
 if TYPE_CHECKING:
     from edge.bundle import ModelBundle
-    from edge.compile import CompiledPlan, CompilePrecision, Progress
+    from edge.compile import Progress
+    from edge.plan_cache import CompiledPlan, CompilePrecision
 
 INTERRUPTED: Final = 130
 BACKENDS: Final = ("tensorrt", "openvino", "onnxruntime")
@@ -31,6 +32,9 @@ def compile(
     cache: Annotated[
         Path | None, typer.Option(help="Folder of engines; default: $CACHE_DIRECTORY or ~/.cache, kizu/engines.")
     ] = None,
+    reproducible: Annotated[
+        bool, typer.Option(help="Build on one core, without address randomization: the same bytes each time.")
+    ] = True,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object for each engine.")] = False,
 ) -> None:
     """Build a bundle's TensorRT engines and keep them in the cache; no GPU is needed with TensorRT for RTX.
@@ -41,13 +45,16 @@ def compile(
     Raises:
         CommandError: an unknown backend, target or precision.
         EngineError: the library is missing or refuses the graph.
-        ParityError: a backend gives other answers than the golden ones.
+        ParityError: a backend, or the graph in fp16, gives other answers than the golden ones.
     """
     from edge.bundle import open_bundle
     from edge.compile import compile_bundle
+    from edge.steady import restart_steadily
 
     if backend not in BACKENDS:
         raise CommandError(f"--backend {backend}: expected one of {', '.join(BACKENDS)}")
+    if backend == "tensorrt" and reproducible and not restart_steadily():
+        typer.echo("note: this system keeps address randomization on; another build's bytes may differ", err=True)
     opened = open_bundle(bundle)
     if backend != "tensorrt":
         _try(opened, backend, target, precision)
@@ -92,10 +99,11 @@ def _try(bundle: ModelBundle, backend: str, target: str, precision: str) -> None
 
 def _line(plan: CompiledPlan) -> str:
     key = plan.key
+    apart = "" if plan.map_share is None else f", map within {plan.map_share:.2%} of fp32"
     made = f"built in {plan.build_s:.2f} s" if plan.fresh else "in the cache already"
     where = ", ".join(key.targets) or "the GPU at hand"
     what = f"{key.graph} {key.precision} for {where}: {plan.size / 2**20:.1f} MiB, {made}"
-    return f"{what}, {key.library} {key.version}\n  {plan.path}"
+    return f"{what}, {key.library} {key.version}{apart}\n  {plan.path}"
 
 
 def _json(plan: CompiledPlan) -> str:
@@ -103,7 +111,8 @@ def _json(plan: CompiledPlan) -> str:
 
     facts: dict[str, Any] = msgspec.to_builtins(plan.key)
     facts |= {"path": str(plan.path), "sha256": plan.sha256, "size": plan.size}
-    return msgspec.json.encode(facts | {"build_s": plan.build_s, "fresh": plan.fresh}).decode()
+    facts |= {"build_s": plan.build_s, "map_share": plan.map_share, "fresh": plan.fresh}
+    return msgspec.json.encode(facts).decode()
 
 
 class _Bar:

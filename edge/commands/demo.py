@@ -37,6 +37,9 @@ def demo(
     picture: Annotated[
         Path | None, typer.Option(help="Write photographs, masks and verdicts here, .png or .jpg.")
     ] = None,
+    with_console: Annotated[
+        bool, typer.Option("--console", help="Serve the operator's page as well; needs kizu[console].")
+    ] = False,
 ) -> None:
     """Watch a line being inspected: a daemon, two simulated cameras and a subscriber, on shipped photographs.
 
@@ -61,7 +64,9 @@ def demo(
     console = Console(stderr=as_json, highlight=False)
     console.print("starting a daemon, two cameras and a subscriber ...", style="dim")
     seen: list[Seen] = []
-    with closing(run_session(bundle or BUNDLE, require_backend(backend, CommandError), seconds, fps)) as session:
+    on_page = (lambda page: console.print(f"console at {page}", soft_wrap=True)) if with_console else None
+    chosen = require_backend(backend, CommandError)
+    with closing(run_session(bundle or BUNDLE, chosen, seconds, fps, on_page)) as session:
         while True:
             try:
                 one = next(session)

@@ -1,35 +1,22 @@
-"""`kizu inspect BUNDLE`: what a bundle is, what its thresholds stand on, and what made it."""
+"""What a bundle is, what its thresholds stand on, and what made it: `kizu inspect BUNDLE` without images."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edge.bundle import ModelBundle
 
 
-def inspect(
-    bundle: Annotated[Path, typer.Argument(help="The bundle's directory.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
-) -> None:
-    """Show a bundle's manifest, score calibration and provenance; every file is hashed on the way.
-
-    Raises:
-        BundleError: a file is missing, changed or malformed.
-    """
+def show_bundle(bundle: ModelBundle, *, as_json: bool) -> None:
+    """Print manifest, score calibration and provenance as tables, or all of it as one JSON object."""
     import msgspec
 
-    from edge.bundle import open_bundle
-
-    opened = open_bundle(bundle)
     if as_json:
-        typer.echo(msgspec.json.encode(_facts(opened)).decode())
+        print(msgspec.json.encode(_facts(bundle)).decode())
         return
-    _print_tables(opened)
+    _print_tables(bundle)
 
 
 def _facts(bundle: ModelBundle) -> dict[str, Any]:

@@ -203,6 +203,46 @@ class DaemonProcess:
             self._found.put(fields)
 
 
+class ConsoleProcess:
+    """`kizu console` as a child process for the daemon of `config`, whose ready line is `ready`; `page` is its address.
+
+    Raises:
+        KizuError: it ended instead of serving; with its words.
+    """
+
+    def __init__(self, config: Path, ready: Mapping[str, Any], *options: str) -> None:
+        sockets = [ready["events_address"], *(["--replay", ready["replay_address"]] if ready["replay_address"] else [])]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "edge.cli", "console", *sockets, "--config", str(config), "--port", "0", *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        told = self._process.stdout.readline()
+        if "http://" not in told:
+            self._process.wait()
+            raise KizuError(f"the console ended with {self._process.returncode}: {told}{self._process.stdout.read()}")
+        self.page = told.split()[-1]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(10.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+
 class SimulatedCamera(threading.Thread):
     """Sends photographs round and round at `fps` until stopped, then waits until all are acknowledged.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.client import Subscriber
-from edge.demo.line import DaemonProcess, FrameKey, Photo, SimulatedCamera, load_photos, write_config
+from edge.demo.line import ConsoleProcess, DaemonProcess, FrameKey, Photo, SimulatedCamera, load_photos, write_config
 from edge.errors import KizuError, SourceTimeout
 from edge.events import DefectEvent
 
@@ -54,10 +54,13 @@ class Summary(msgspec.Struct, frozen=True):
     latency_p99_ms: float
 
 
-def run_session(bundle: Path, backend: str, seconds: float, fps: float) -> Generator[Seen, None, Summary]:
+def run_session(
+    bundle: Path, backend: str, seconds: float, fps: float, on_page: Callable[[str], None] | None = None
+) -> Generator[Seen, None, Summary]:
     """Yield every event as it comes, for `seconds` from the cameras' start; then return the account.
 
-    `fps` is each camera's rate. Closing the generator ends daemon and cameras at once.
+    `fps` is each camera's rate. With `on_page` there is an operator's console too, and it is told the page's address.
+    Closing the generator ends daemon, console and cameras at once.
 
     Raises:
         KizuError: a part of the line failed; with the daemon's last words.
@@ -65,11 +68,15 @@ def run_session(bundle: Path, backend: str, seconds: float, fps: float) -> Gener
     photos = load_photos()
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="kizu-demo-")))
-        config = write_config(folder / "line.toml", bundle, CAMERAS, engine={"backend": backend})
+        config = write_config(
+            folder / "line.toml", bundle, CAMERAS, engine={"backend": backend}, replay_address="tcp://127.0.0.1:*"
+        )
         daemon = opened.enter_context(DaemonProcess(config))
         ready = daemon.wait_until_ready(_READY_TIMEOUT_S)
         subscriber = opened.enter_context(Subscriber(ready["events_address"], line="demo"))
         subscriber.wait_until_connected(10.0)
+        if on_page is not None:
+            on_page(opened.enter_context(ConsoleProcess(config, ready)).page)
         # Each camera starts elsewhere on the belt, so that the two do not show the same nut.
         cameras = [
             SimulatedCamera(ready["frames_address"], name, photos[index * 7 :] + photos[: index * 7], fps)

@@ -148,6 +148,17 @@ class CudaDevice:
             found = self._kernels.get(kernel) or self._kernel(kernel)
             found(*arguments, block=(_BLOCK, 1, 1), grid=(-(-cells // _BLOCK), 1), stream=stream)
 
+    def require_kernels(self) -> None:
+        """Refuse at the start what would fail at the first batch.
+
+        Raises:
+            DeviceError: our kernels are not built here.
+        """
+        if not FATBIN.exists():
+            raise DeviceError(
+                "package", f'our kernels are not built ({FATBIN}); run `make kernels` (nvcc), or engine.maps = "all"'
+            )
+
     def close(self) -> None:
         with suppress(self._driver.Error):
             self._enter()
@@ -174,8 +185,7 @@ class CudaDevice:
         return made
 
     def _kernel(self, name: str) -> Any:
-        if not FATBIN.exists():
-            raise EngineError(f"kernels {FATBIN} are not built; run `make kernels` (needs nvcc)")
+        self.require_kernels()
         module = self._kernels.setdefault("", self._driver.module_from_file(str(FATBIN)))
         return self._kernels.setdefault(name, module.get_function(name))
 

@@ -7,11 +7,13 @@ the schedule that both run. Nothing here imports a driver.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edge.errors import DeviceError
 from edge.protocols import EngineSpec
 
 _ALIGNMENT = 256
@@ -95,16 +97,45 @@ class Program(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class BufferPlan:
-    """Where frames, maps and scores of one slot lie in its one block of memory, in bytes; the same on host and device.
+class Plan:
+    """A compiled engine: its bytes, and the path they were read from, for messages and for what is kept beside it.
 
-    frames (N, h, w, C) uint8 from 0, maps (N, h', w') float32 from `maps_at`, scores (N,) float32 from `scores_at`.
+    Whoever checked the bytes hands over those very bytes: a path could hold others by the time it is read again.
+    """
+
+    path: Path
+    data: bytes
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """The plan in a file that nobody has checked.
+
+        Raises:
+            DeviceError: the file cannot be read or is empty.
+        """
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DeviceError("engine", f"engine {path}: {error.strerror}; run `kizu compile` again") from None
+        if not data:
+            raise DeviceError("engine", f"engine {path} is empty; remove it and run `kizu compile` again")
+        return cls(path, data)
+
+
+@dataclass(frozen=True, slots=True)
+class BufferPlan:
+    """Where frames, maps, scores and masks of one slot lie in its one block, in bytes; the same on host and device.
+
+    frames (N, h, w, C) uint8 from 0, maps (N, h', w') float32 from `maps_at`, scores (N,) float32 from `scores_at`,
+    masks (N, h', ceil(w' / 8)) uint8 from `masks_at`, a bit for each cell.
     """
 
     frame: int
     map: int
+    mask: int
     maps_at: int
     scores_at: int
+    masks_at: int
     size: int
 
     @classmethod
@@ -113,8 +144,10 @@ class BufferPlan:
         frame = spec.height * spec.width * spec.channels
         cells = spec.map_height * spec.map_width * 4
         maps_at = _aligned(frame * spec.max_batch)
+        mask = spec.map_height * -(-spec.map_width // 8)
         scores_at = _aligned(maps_at + cells * spec.max_batch)
-        return cls(frame, cells, maps_at, scores_at, _aligned(scores_at + 4 * spec.max_batch))
+        masks_at = _aligned(scores_at + 4 * spec.max_batch)
+        return cls(frame, cells, mask, maps_at, scores_at, masks_at, _aligned(masks_at + mask * spec.max_batch))
 
 
 def _aligned(size: int) -> int:

@@ -156,7 +156,18 @@ class FakeDevice:
         return True
 
     def launch(self, kernel: str, cells: int, arguments: tuple[Any, ...], stream: Any) -> None:
-        raise EngineError(f"fake device: there is no kernel {kernel!r} here; kernels run on a GPU only")
+        """Only `threshold_pack`, as its comment in kernels.cu says."""
+        if kernel != "threshold_pack":
+            raise EngineError(f"fake device: there is no kernel {kernel!r} here; kernels run on a GPU only")
+        source, target, limit, rows, width = (argument.item() for argument in arguments)
+        size = rows * width * 4
+
+        def work() -> bool:
+            values = self.view(source, size).view(np.float32).reshape(rows, width)
+            self.view(target, cells)[:] = np.packbits(~(values <= limit), axis=1).reshape(-1)
+            return True
+
+        self.run(stream, [(source, size)], [(target, cells)], work, kernel)
 
     def run(
         self,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Literal, cast, get_args
 
 from edge.bundle import ModelBundle, cells_between, coarse_bundle
+from edge.engines.device import Plan
 from edge.engines.refine import OnTiles, RefineEngine
 from edge.errors import DeviceError, EngineError, KizuError
 from edge.protocols import Engine
@@ -53,8 +53,9 @@ def open_engine(
     max_batch: int | None = None,
     refine: bool = True,
     on_tiles: OnTiles = lambda seen, refined: None,
-    plan: Path | None = None,
-    coarse_plan: Path | None = None,
+    plan: Plan | None = None,
+    coarse_plan: Plan | None = None,
+    quiet_below: float | None = None,
 ) -> Engine:
     """Build the engine that runs `bundle`; use it as a context manager.
 
@@ -62,7 +63,8 @@ def open_engine(
     is the largest batch that will be submitted. A bundle with a coarse graph is looked at with it first, and `on_tiles`
     told of it; without `refine` it is computed densely everywhere. The fake computes no network, so it has no coarse
     one. `plan` is what TensorRT runs, compiled from the bundle's graph, `coarse_plan` from its coarse one; without that
-    TensorRT computes densely everywhere.
+    TensorRT computes densely everywhere. With `quiet_below` it copies back no map that stays below it, see
+    `StreamedEngine`; an engine that looks coarsely first, or at tiles, needs every map.
 
     Raises:
         EngineError: unknown backend or device, the backend's package is missing, the graph breaks the graph contract,
@@ -79,7 +81,9 @@ def open_engine(
     require_device(backend, device)
     asked = bundle.manifest.refine
     if not refine or asked is None or backend == "fake" or (backend == "tensorrt" and coarse_plan is None):
-        return _open(bundle, backend, device, streams, batch, plan)
+        return _open(
+            bundle, backend, device, streams, batch, plan, quiet_below if bundle.manifest.input.fit != "tile" else None
+        )
     with ExitStack() as opened:
         dense = opened.enter_context(_open(bundle, backend, device, streams, batch, plan))
         coarse = opened.enter_context(_open(coarse_bundle(bundle), backend, device, streams, batch, coarse_plan))
@@ -88,7 +92,10 @@ def open_engine(
     return RefineEngine(dense, coarse, gate=gate, every=every, on_tiles=on_tiles)
 
 
-def _open(bundle: ModelBundle, backend: Backend, device: str, streams: int, batch: int, plan: Path | None) -> Engine:
+def _open(
+    bundle: ModelBundle, backend: Backend, device: str, streams: int, batch: int, plan: Plan | None,
+    quiet_below: float | None = None,
+) -> Engine:  # fmt: skip
     if backend == "tensorrt":
         from edge.engines.tensorrt import open_tensorrt
 
@@ -98,7 +105,7 @@ def _open(bundle: ModelBundle, backend: Backend, device: str, streams: int, batc
                 f"backend 'tensorrt' runs a compiled plan and got none for bundle {bundle.path}; "
                 "run `kizu compile BUNDLE --backend tensorrt` and `kizu run`",
             )
-        return open_tensorrt(bundle, plan, device=device, max_batch=batch)
+        return open_tensorrt(bundle, plan, device=device, max_batch=batch, quiet_below=quiet_below)
     if backend == "openvino":
         from edge.engines.openvino import OpenVinoEngine
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from edge.engines.contract import busy, closed, nothing_out, require_batch
 from edge.engines.device import BufferPlan, Device, Program
 from edge.errors import DeviceError, EngineError
+from edge.masks import float32_floor
 from edge.protocols import EngineSpec, Ticket
 
 _INFER_TIMEOUT_S = 120.0
@@ -52,6 +53,10 @@ class StreamedEngine:
 
     A slot is used again only once its last step is known to be over, also when its batch was given up as late. After
     a `lost` device every call raises; the engine can then only be closed and another one opened.
+
+    With `quiet_below`, a batch that was submitted brings back masks and scores, and maps only of frames with a cell
+    above it, or one that is no number; the map of any other frame reads as `quiet_below` everywhere. `infer` always
+    brings the map.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class StreamedEngine:
         device: Device,
         program: Program,
         *,
+        quiet_below: float | None = None,
         on_close: Callable[[], None] = lambda: None,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -67,13 +73,15 @@ class StreamedEngine:
         self._spec = spec
         self._device = device
         self._program = program
+        # Rounded down as in `stages.segment`: a cell is above the limit there if and only if it is above this one here.
+        self._quiet_below = None if quiet_below is None else float32_floor(quiet_below)
         self._on_close = on_close
         self._monotonic = monotonic
         self._sleep = sleep
         self._plan = BufferPlan.of(spec)
         self._streams = (device.stream(), device.stream(), device.stream())
         self._idle: deque[_Slot] = deque(self._slot(index) for index in range(spec.depth))
-        self._out: deque[tuple[Ticket, _Slot, int]] = deque()
+        self._out: deque[tuple[Ticket, _Slot, int, bool]] = deque()
         self._overdue: list[_Slot] = []
         self._next = 0
         self._lost: DeviceError | None = None
@@ -88,10 +96,14 @@ class StreamedEngine:
         spec = self._spec
         for count in range(1, spec.max_batch + 1):
             for _ in range(spec.depth):
-                self.infer(np.zeros((count, spec.height, spec.width, spec.channels), np.uint8))
+                self.submit(np.zeros((count, spec.height, spec.width, spec.channels), np.uint8))
+                self.collect(_INFER_TIMEOUT_S)
 
     def submit(self, batch: NDArray[np.uint8]) -> Ticket:
         """Copy `batch` into pinned memory and start its three steps; `batch` is free again on return."""
+        return self._submit(batch, whole=self._quiet_below is None)
+
+    def _submit(self, batch: NDArray[np.uint8], *, whole: bool) -> Ticket:
         self._require_open()
         require_batch(batch, self._spec)
         if len(self._out) >= self._spec.depth:
@@ -101,14 +113,14 @@ class StreamedEngine:
             raise EngineError(f"{self._spec.name}: a batch that came too late still runs; try again later")
         slot, count = self._idle.popleft(), len(batch)
         try:
-            self._start(slot, batch)
+            self._start(slot, batch, whole=whole)
         except EngineError as error:
             self._note(error)
             self._fence(slot)
             raise
         ticket = Ticket(self._next)
         self._next += 1
-        self._out.append((ticket, slot, count))
+        self._out.append((ticket, slot, count, whole))
         return ticket
 
     def collect(self, timeout_s: float) -> tuple[Ticket, NDArray[np.float32], NDArray[np.float32]]:
@@ -116,9 +128,12 @@ class StreamedEngine:
         self._require_open()
         if not self._out:
             raise nothing_out(self._spec)
-        ticket, slot, count = self._out.popleft()
+        ticket, slot, count, whole = self._out.popleft()
+        until = self._monotonic() + timeout_s
         try:
-            in_time = self._reached(slot.copied_out, timeout_s)
+            in_time = self._reached(slot.copied_out, until)
+            if in_time and not whole:
+                in_time = self._fetch_flawed(slot, count, until)
         except EngineError as error:
             self._overdue.append(slot)
             self._note(error)
@@ -127,14 +142,16 @@ class StreamedEngine:
             self._overdue.append(slot)
             raise EngineError(f"{self._spec.name}: batch {ticket} was not ready within {timeout_s} s")
         maps, scores = self._answer(slot, count)
+        if not whole:
+            maps[~self._flawed(slot, count)] = self._quiet_below
         self._idle.append(slot)
         return ticket, maps, scores
 
     def infer(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """`submit` and `collect` of one batch."""
+        """`submit` and `collect` of one batch, with its whole maps."""
         if self._out:
             raise busy(self._spec)
-        self.submit(batch)
+        self._submit(batch, whole=True)
         _, maps, scores = self.collect(_INFER_TIMEOUT_S)
         return maps, scores
 
@@ -159,7 +176,7 @@ class StreamedEngine:
         device, size = self._device, self._plan.size
         return _Slot(index, device.pinned(size), device.allocate(size), device.event(), device.event(), device.event())
 
-    def _start(self, slot: _Slot, batch: NDArray[np.uint8]) -> None:
+    def _start(self, slot: _Slot, batch: NDArray[np.uint8], *, whole: bool) -> None:
         device, plan, count = self._device, self._plan, len(batch)
         copy_in, compute, copy_out = self._streams
         frames = slot.host[: plan.frame * count]
@@ -169,9 +186,12 @@ class StreamedEngine:
         device.wait(compute, slot.copied_in)
         maps, scores = slot.address + plan.maps_at, slot.address + plan.scores_at
         self._program.enqueue(slot.index, count, slot.address, maps, scores, compute)
+        if not whole:
+            self._mark_flawed(slot, count, compute)
         device.record(slot.computed, compute)
         device.wait(copy_out, slot.computed)
-        device.download(slot.host[plan.maps_at : plan.maps_at + plan.map * count], maps, copy_out)
+        first, size = (plan.maps_at, plan.map) if whole else (plan.masks_at, plan.mask)
+        device.download(slot.host[first : first + size * count], slot.address + first, copy_out)
         device.download(slot.host[plan.scores_at : plan.scores_at + 4 * count], scores, copy_out)
         device.record(slot.copied_out, copy_out)
 
@@ -182,12 +202,44 @@ class StreamedEngine:
         scores = slot.host[plan.scores_at : plan.scores_at + 4 * count].view(np.float32)
         return maps.reshape(count, spec.map_height, spec.map_width).copy(), scores.copy()
 
-    def _reached(self, event: Any, timeout_s: float) -> bool:
+    def _mark_flawed(self, slot: _Slot, count: int, stream: Any) -> None:
+        spec, plan = self._spec, self._plan
+        self._device.launch(
+            "threshold_pack",
+            plan.mask * count,
+            (
+                np.uint64(slot.address + plan.maps_at), np.uint64(slot.address + plan.masks_at),
+                np.float32(self._quiet_below), np.uint32(spec.map_height * count), np.uint32(spec.map_width),
+            ),
+            stream,
+        )  # fmt: skip
+
+    def _flawed(self, slot: _Slot, count: int) -> NDArray[np.bool_]:
+        """(count,) whether a frame has a bit set in its mask."""
+        plan = self._plan
+        masks = slot.host[plan.masks_at : plan.masks_at + plan.mask * count].reshape(count, plan.mask)
+        return np.asarray(masks.any(axis=1), np.bool_)
+
+    def _fetch_flawed(self, slot: _Slot, count: int, until: float) -> bool:
+        """Copy the maps of flawed frames back too; False if that took longer than `until`."""
+        device, plan = self._device, self._plan
+        flawed = np.flatnonzero(self._flawed(slot, count))
+        if not len(flawed):
+            return True
+        copy_out = self._streams[2]
+        for index in flawed.tolist():
+            start = plan.maps_at + plan.map * index
+            device.download(slot.host[start : start + plan.map], slot.address + start, copy_out)
+        device.record(slot.copied_out, copy_out)
+        return self._reached(slot.copied_out, until)
+
+    def _reached(self, event: Any, until: float) -> bool:
         started = self._monotonic()
         while not self._device.done(event):
-            waited = self._monotonic() - started
-            if waited >= timeout_s:
+            now = self._monotonic()
+            if now >= until:
                 return False
+            waited = now - started
             self._sleep(min(_LONGEST_NAP_S, max(_SHORTEST_NAP_S, waited / 16)))
         return True
 

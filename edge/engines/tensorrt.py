@@ -17,7 +17,7 @@ from typing import Any
 
 from edge.bundle import Manifest, ModelBundle
 from edge.engines.contract import INPUT, MAP_OUTPUT, SCORE_OUTPUT, Port, require_graph
-from edge.engines.device import Stream
+from edge.engines.device import Plan, Stream
 from edge.engines.streamed import StreamedEngine
 from edge.errors import DeviceError, EngineError
 from edge.protocols import EngineSpec
@@ -46,8 +46,10 @@ def import_tensorrt() -> Any:
     )
 
 
-def open_tensorrt(bundle: ModelBundle, plan: Path, *, device: str, max_batch: int) -> StreamedEngine:
-    """The engine that runs `plan`, compiled from `bundle`, on the GPU `device` ("cuda:0").
+def open_tensorrt(
+    bundle: ModelBundle, plan: Plan, *, device: str, max_batch: int, quiet_below: float | None = None
+) -> StreamedEngine:
+    """The engine that runs `plan`, compiled from `bundle`, on the GPU `device` ("cuda:0"); see `StreamedEngine`.
 
     Raises:
         DeviceError: a package, the driver or the GPU is missing; the plan is not for this library, driver or GPU, is
@@ -58,16 +60,17 @@ def open_tensorrt(bundle: ModelBundle, plan: Path, *, device: str, max_batch: in
 
     number = ordinal_of(device)
     trt = import_tensorrt()
-    data = read_plan(plan)
     with ExitStack() as opened:
         gpu = CudaDevice(number)  # before TensorRT touches the driver: its words about a missing one are no help
         opened.callback(gpu.close)
+        if quiet_below is not None:
+            gpu.require_kernels()
         runtime = trt.Runtime(_logger(trt))
-        require_valid(trt, runtime, data, plan, gpu.name)
-        program = TensorRtProgram(trt, runtime, data, plan, bundle.manifest, slots=_DEPTH)
+        require_valid(trt, runtime, plan, gpu.name)
+        program = TensorRtProgram(trt, runtime, plan, bundle.manifest, slots=_DEPTH)
         opened.callback(program.close)
         spec = spec_of(bundle.manifest, version_of(trt), f"{device} {gpu.name}", max_batch)
-        engine = StreamedEngine(spec, gpu, program, on_close=program.keep_cache)
+        engine = StreamedEngine(spec, gpu, program, quiet_below=quiet_below, on_close=program.keep_cache)
         opened.pop_all()  # both are the engine's to close from here on
         return engine
 
@@ -94,33 +97,18 @@ def spec_of(manifest: Manifest, version: str, device: str, max_batch: int, depth
     )
 
 
-def read_plan(plan: Path) -> bytes:
-    """The bytes of a compiled plan.
-
-    Raises:
-        DeviceError: the file cannot be read or is empty.
-    """
-    try:
-        data = plan.read_bytes()
-    except OSError as error:
-        raise DeviceError("engine", f"engine {plan}: {error.strerror}; run `kizu compile` again") from None
-    if not data:
-        raise DeviceError("engine", f"engine {plan} is empty; remove it and run `kizu compile` again")
-    return data
-
-
-def require_valid(trt: Any, runtime: Any, data: bytes, plan: Path, device: str) -> None:
-    """Ask the library whether `data` can run here, where it has that question; TensorRT 10 and 11 find out on loading.
+def require_valid(trt: Any, runtime: Any, plan: Plan, device: str) -> None:
+    """Ask the library whether `plan` can run here, where it has that question; TensorRT 10 and 11 find out on loading.
 
     Raises:
         DeviceError: it cannot; says what does not fit.
     """
     if not hasattr(runtime, "get_engine_validity"):
         return
-    validity, bits = runtime.get_engine_validity(data)
+    validity, bits = runtime.get_engine_validity(plan.data)
     if validity == trt.EngineValidity.INVALID:
         names = {name for name, bit in trt.EngineInvalidityDiagnostics.__members__.items() if int(bits) & int(bit)}
-        raise refusal(names, plan, version_of(trt), device)
+        raise refusal(names, plan.path, version_of(trt), device)
 
 
 def refusal(names: set[str], plan: Path, version: str, device: str) -> DeviceError:
@@ -141,26 +129,26 @@ class TensorRtProgram:
     The runtime cache of TensorRT-RTX is read from beside the plan; `keep_cache` writes it there.
     """
 
-    def __init__(self, trt: Any, runtime: Any, data: bytes, plan: Path, manifest: Manifest, *, slots: int) -> None:
-        self._cache_path = plan.with_name(plan.name + ".runtime-cache")
+    def __init__(self, trt: Any, runtime: Any, plan: Plan, manifest: Manifest, *, slots: int) -> None:
+        self._cache_path = plan.path.with_name(plan.path.name + ".runtime-cache")
         self._cache: Any = None
         self._runtime = runtime
-        self._engine = runtime.deserialize_cuda_engine(data)
+        self._engine = runtime.deserialize_cuda_engine(plan.data)
         if self._engine is None:
             raise DeviceError(
                 "engine",
-                f"engine {plan}: TensorRT {version_of(trt)} cannot load it: it is damaged, from elsewhere, or the GPU "
-                "is full; remove it and run `kizu compile` again",
+                f"engine {plan.path}: TensorRT {version_of(trt)} cannot load it: it is damaged, from elsewhere, or the "
+                "GPU is full; remove it and run `kizu compile` again",
             )
         ports = ports_of(trt, self._engine)
-        require_graph(ports["INPUT"], ports["OUTPUT"], manifest, f"engine {plan}")
+        require_graph(ports["INPUT"], ports["OUTPUT"], manifest, f"engine {plan.path}")
         self._frame = (manifest.input.height, manifest.input.width, manifest.input.channels)
         self._contexts = [self._context(trt) for _ in range(slots)]
         if None in self._contexts:
             raise DeviceError(
                 "memory",
-                f"engine {plan}: no room for {slots} execution contexts of {self._engine.device_memory_size_v2} bytes; "
-                "stop another process on this GPU or compile for a smaller batch",
+                f"engine {plan.path}: no room for {slots} execution contexts of {self._engine.device_memory_size_v2} "
+                "bytes; stop another process on this GPU or compile for a smaller batch",
             )
         self._shaped = [(0, 0, 0, 0)] * slots
 

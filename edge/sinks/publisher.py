@@ -92,8 +92,10 @@ class Publisher:
         """`publish` without a mask."""
         self.publish(event)
 
-    def tick(self) -> None:
+    def tick(self, state: str = "", fallback: str = "") -> None:
         """Send the head if a second has passed since the last one; call it a few times per second.
+
+        `state` and `fallback` are what the head tells of the daemon.
 
         Raises:
             SinkError: the publisher is closed.
@@ -107,7 +109,7 @@ class Publisher:
                 return
             self._head_due_ns = now_ns + round(HEAD_INTERVAL_S * 1e9)
             epoch, sequence = self._head
-            self._send(wire.pack_head(wire.Head(wire.WIRE_VERSION, self._line, epoch, sequence)))
+            self._send(wire.pack_head(wire.Head(wire.WIRE_VERSION, self._line, epoch, sequence, state, fallback[:200])))
 
     def renew(self) -> None:
         """Cut every subscriber and let in whom the list of peers admits now; what they miss meanwhile, replay gives.

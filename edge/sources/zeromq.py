@@ -67,9 +67,9 @@ class ZeroMqSource:
 
     `cameras` are the admitted names (None: any, at most 64); `window` is how many frames a camera may have
     unacknowledged. `known` and `acked_through` ask the event log, and are called only at a HELLO of an epoch that this
-    source does not hold. `on_refused` gets one word of `wire.REFUSALS`, `on_duplicate` the camera's name, `on_link` the
-    camera's name and whether it is connected, whenever that changed. With `keys` every connection is encrypted, a
-    `Doorkeeper` of `context` admits it, a camera speaks only in its key's name, and each message is refused once
+    source does not hold. `on_refused` gets one word of `wire.REFUSALS`, `on_duplicate` and `on_reconnect` the camera's
+    name, `on_link` that and whether it is connected, whenever that changed. With `keys` every connection is encrypted,
+    a `Doorkeeper` of `context` admits it, a camera speaks only in its key's name, and each message is refused once
     `stands` says that its key would not be admitted any more.
 
     Raises:
@@ -88,6 +88,7 @@ class ZeroMqSource:
         on_refused: Callable[[str], None] | None = None,
         on_duplicate: Callable[[str], None] | None = None,
         on_link: Callable[[str, bool], None] | None = None,
+        on_reconnect: Callable[[str], None] = lambda camera: None,
         limits: FrameLimits | None = None,
         plain_off_host: bool = False,
         context: sockets.Context | None = None,
@@ -112,6 +113,7 @@ class ZeroMqSource:
         self._on_refused = on_refused or (lambda reason: None)
         self._on_duplicate = on_duplicate or (lambda camera: None)
         self._on_link = on_link or (lambda camera, connected: None)
+        self._on_reconnect = on_reconnect
         self._limits = limits or FrameLimits()
         self._keyed = keys is not None
         self._stands = stands
@@ -289,6 +291,9 @@ class ZeroMqSource:
     def _admit(self, peer: bytes, hello: Hello) -> None:
         self._check_camera(hello.camera)
         camera = self._cameras.get(hello.camera)
+        # HELLO is repeated after a silence; on the same connection that is no other camera.
+        if camera is not None and (camera.epoch, camera.peer) != (hello.epoch, peer):
+            self._on_reconnect(hello.camera)
         if camera is None or camera.epoch != hello.epoch:
             self.superseded += camera is not None
             peer_before = None if camera is None else camera.peer

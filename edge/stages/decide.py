@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from edge.bundle import ScoreCalibration
@@ -25,13 +25,21 @@ class Decide:
 
     calibration: ScoreCalibration
     model_id: str
+    _table: dict[str, ScoreCalibration] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        scores = self.calibration.scores
-        if not math.isfinite(self.calibration.threshold):
-            raise ValueError(f"the threshold must be finite, not {self.calibration.threshold}")
-        if not all(map(math.isfinite, scores)) or any(a > b for a, b in pairwise(scores)):
-            raise ValueError("the calibration's good scores must be finite and ascending")
+        table = {camera: self.calibration.of(camera) for camera in self.calibration.cameras}
+        object.__setattr__(self, "_table", table)
+        for calibration in (self.calibration, *table.values()):
+            if not math.isfinite(calibration.threshold):
+                raise ValueError(f"the threshold must be finite, not {calibration.threshold}")
+            scores = calibration.scores
+            if not all(map(math.isfinite, scores)) or any(a > b for a, b in pairwise(scores)):
+                raise ValueError("the calibration's good scores must be finite and ascending")
+
+    def of(self, camera: str) -> ScoreCalibration:
+        """What holds for one camera."""
+        return self._table.get(camera) or self.calibration.of(camera)
 
     def verdict(self, frame: Frame, anomaly_map: AnomalyMap, regions: tuple[DefectRegion, ...]) -> Verdict:
         """ACCEPT or REJECT by score; INCONCLUSIVE(engine) when the score is no number or the map is another frame's."""
@@ -40,8 +48,8 @@ class Decide:
         score = anomaly_map.score
         if not math.isfinite(score):
             return self.inconclusive(frame, Reason.ENGINE, f"the image score is {score}")
-        threshold = self.calibration.threshold
-        good = self.calibration.scores
+        calibration = self.of(frame.id.camera)
+        threshold, good = calibration.threshold, calibration.scores
         return Verdict(
             frame_id=frame.id,
             decision=Decision.REJECT if score > threshold else Decision.ACCEPT,
@@ -50,7 +58,7 @@ class Decide:
             score=score,
             threshold=threshold,
             p_value=p_value(score, good) if good else None,
-            certified=self.calibration.certified,
+            certified=calibration.certified,
             regions=regions,
             frame_size=(frame.image.shape[0], frame.image.shape[1]),
             model_id=self.model_id,
@@ -62,10 +70,10 @@ class Decide:
         """The answer for a frame that could not be judged: no score, no regions, and the part is held.
 
         Raises:
-            ValueError: `reason` is SCORE, which belongs to judged frames.
+            ValueError: `reason` is SCORE or RULE, which belong to judged frames.
         """
-        if reason is Reason.SCORE:
-            raise ValueError("an inconclusive verdict needs a reason other than 'score'")
+        if reason.is_judged:
+            raise ValueError(f"an inconclusive verdict needs a reason other than {reason.value!r}")
         size = (frame.image.shape[0], frame.image.shape[1]) if isinstance(frame, Frame) else (0, 0)
         return Verdict(
             frame_id=frame.id,
@@ -75,7 +83,7 @@ class Decide:
             score=None,
             threshold=None,
             p_value=None,
-            certified=self.calibration.certified,
+            certified=self.of(frame.id.camera).certified,
             regions=(),
             frame_size=size,
             model_id=self.model_id,

@@ -1,7 +1,8 @@
 """Frame -> model pixels, still uint8: the region of interest, cut out and brought to the model's size.
 
-Owns where model pixels lie in the frame. The trainer and calib use `prepare` too, so all three score the same pixels;
-casting and normalization are inside the graph. With `fit` "tile" the region keeps its own size; `tile` cuts it up.
+Owns where model pixels lie in the frame; a camera's flat field is `flatfield`'s. The trainer and calib use `prepare`
+too, so all three score the same pixels; casting and normalization are inside the graph. With `fit` "tile" the region
+keeps its own size; `tile` cuts it up.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from edge.bundle import InputSpec
 from edge.errors import ImageRefused
 from edge.images import cv2
+from edge.stages.flatfield import FlatField
 from edge.types import Frame, ModelInput, Roi
 
 
@@ -21,12 +23,17 @@ from edge.types import Frame, ModelInput, Roi
 class Preprocess:
     """Makes model inputs from frames of one camera; `roi_xywh` in frame pixels, None for the whole frame.
 
+    `frame_size` (height, width) and `flat` are the camera calibration's: frames of another size are refused, and the
+    others corrected before anything else.
+
     Raises:
         ValueError: a region of interest without area or outside every frame.
     """
 
     input: InputSpec
     roi_xywh: tuple[int, int, int, int] | None = None
+    frame_size: tuple[int, int] | None = None
+    flat: FlatField | None = None
 
     def __post_init__(self) -> None:
         if self.roi_xywh is not None and (min(self.roi_xywh[:2]) < 0 or min(self.roi_xywh[2:]) < 1):
@@ -34,7 +41,14 @@ class Preprocess:
 
     def __call__(self, frame: Frame) -> ModelInput:
         """Raises ImageRefused (`size` or `format`) for a frame of another shape than the bundle or the region takes."""
-        pixels, roi = prepare(frame.image, self.input, self.roi_xywh)
+        image = frame.image
+        if self.frame_size is not None and image.shape[:2] != self.frame_size:
+            given, wanted = (f"{size[1]} x {size[0]} px" for size in (image.shape, self.frame_size))
+            raise ImageRefused("size", f"frame of {given}, the camera's calibration is for {wanted}")
+        if self.flat is not None:
+            _require_within(image, self.roi_xywh)
+            image = self.flat(image, self.roi_xywh)
+        pixels, roi = prepare(image, self.input, self.roi_xywh)
         x, y, width, height = self.roi_xywh or (0, 0, frame.image.shape[1], frame.image.shape[0])
         return ModelInput(frame.id, pixels, roi, Roi(float(x), float(y), float(width), float(height)))
 
@@ -63,9 +77,7 @@ def prepare(
         )
     if channels == 3 and input.channels == 1:
         raise ImageRefused("format", "RGB frame, the bundle takes gray ones; let the camera send mono8")
-    x, y, roi_width, roi_height = roi_xywh or (0, 0, width, height)
-    if x < 0 or y < 0 or min(roi_width, roi_height) < 1 or x + roi_width > width or y + roi_height > height:
-        raise ImageRefused("size", f"region of interest xywh {roi_xywh} is not within a frame of {width} x {height} px")
+    x, y, roi_width, roi_height = _require_within(image, roi_xywh)
 
     cut = image[y : y + roi_height, x : x + roi_width]
     if input.fit == "tile":
@@ -81,6 +93,15 @@ def prepare(
     pixels = np.ascontiguousarray(small, np.uint8).reshape(input.height, input.width, input.channels)
     step_x, step_y = covered_width / across, covered_height / down  # frame pixels per model pixel
     return pixels, Roi(x - left * step_x, y - top * step_y, input.width * step_x, input.height * step_y)
+
+
+def _require_within(image: NDArray[np.uint8], roi_xywh: tuple[int, int, int, int] | None) -> tuple[int, int, int, int]:
+    """The region of interest, all of the image for None; refused where it reaches beyond."""
+    height, width = image.shape[:2]
+    x, y, across, down = roi_xywh or (0, 0, width, height)
+    if x < 0 or y < 0 or min(across, down) < 1 or x + across > width or y + down > height:
+        raise ImageRefused("size", f"region of interest xywh {roi_xywh} is not within a frame of {width} x {height} px")
+    return x, y, across, down
 
 
 def _as_it_is(region: NDArray[np.uint8], input: InputSpec) -> NDArray[np.uint8]:

@@ -1,12 +1,12 @@
 """Watch: does a certificate still hold? A sequential test on the scores of live parts, part by part.
 
 Owns the test and what it may be wrong about; what follows from an alarm is the daemon's, and where its parameters come
-from is `calib.drift`. NumPy only.
+from is `benchmarks/drift.py`. NumPy only.
 
 Two things are bet against, with e-values, so that a look after every part costs nothing (Shin, Ramdas and Rinaldo 2023,
 "E-detectors"):
 
-Two things are bet against, with e-values, so that a look after every part is free (Shin, Ramdas and Rinaldo 2023,
+* accepted parts score like the sample's accepted parts: the rank of each among all before it, sample and live together,
   is uniform and independent if so (online conformal p-values, Vovk et al. 2005, ch. 2), whatever the scores' law. A
   fixed sample would not do: its p-values deviate from uniform by 1 / sqrt(n), which a test that never ends finds.
 * no more than `reject_share` of all parts are rejected, good and bad together. A drift that rejects every part leaves

@@ -178,6 +178,23 @@ def test_grouped_and_padded_convolutions_are_quantized() -> None:
     np.testing.assert_allclose(run(made, frames)[1], run(model, frames)[1], rtol=0.02)
 
 
+def test_weights_that_an_exporter_shares_through_an_identity_are_found() -> None:
+    """Of two equal biases PyTorch keeps one and hands the other on by Identity; the answer is that of two biases."""
+    frames = np.random.default_rng(1).integers(0, 256, (2, SIDE, SIDE, 3), dtype=np.uint8)
+    weights = {"w": f32(4, 3, 3, 3) - 0.5, "v": f32(4, 4, 1, 1), "b": f32(4)}
+
+    def made(second_bias: str, *nodes: Any) -> bytes:
+        first = helper.make_node("Conv", ["x", "w", "b"], ["c"], name="first")
+        second = helper.make_node("Conv", ["c", "v", second_bias], ["y"], name="second")
+        model = graph_of([*nodes, first, second], weights | {"b2": weights["b"]} if not nodes else weights)
+        ranges, means = {"first": 255.0, "second": 1000.0}, {"first": f32(3), "second": f32(4)}
+        return quantize_graph(model, layers_of(model), ranges, "int8", means).model
+
+    shared = made("same", helper.make_node("Identity", ["b"], ["same"], name="sharing"))
+
+    np.testing.assert_array_equal(run(shared, frames)[1], run(made("b2"), frames)[1])
+
+
 def test_a_convolution_in_the_score_math_is_left_alone() -> None:
     """A difference of two trunks, smoothed: the smoothing is no trunk."""
     nodes = [

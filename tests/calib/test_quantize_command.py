@@ -18,7 +18,7 @@ from calib.dataset import file_sha256
 from calib.evaluate_command import evaluate
 from calib.quantize import LEAST_GOOD, margin_share
 from calib.quantize_command import quantize
-from edge.bundle import ModelBundle, ScoreCalibration, check_golden, open_bundle
+from edge.bundle import CameraCalibration, ModelBundle, ScoreCalibration, check_golden, open_bundle
 from edge.engines.registry import open_engine
 from edge.errors import CalibrationError, CommandError, DataError, ParityError
 from edge.graph import quantized_types
@@ -275,6 +275,20 @@ def test_calibrate_refuses_the_images_that_ranges_and_threshold_stand_on(
     certified = open_bundle(tmp_path / "line")
 
     assert certified.calibration.certified and quantized_types(certified.model) == ("int8",)
+    assert "same verdict" in (tmp_path / "line" / "report" / "quantization.txt").read_text()
+    assert "same verdict" in (tmp_path / "line.certificate.html").read_text()
+
+
+def test_thresholds_by_camera_are_not_guessed_again(
+    make_bundle: Callable[..., ModelBundle], good_folder: Folder, invoke: Invoke, tmp_path: Path
+) -> None:
+    """A folder does not say which camera took its images; the table is made again from the quantized bundle."""
+    row = CameraCalibration(2.0, 2.0, 1, (1.0,))
+    table = msgspec.structs.replace(make_bundle(tmp_path / "plain").calibration, cameras={"left": row})
+    source = make_bundle(tmp_path / "table", calibration=table).path
+
+    with pytest.raises(CommandError, match="certified for the cameras left"):
+        invoke(quantize, source, "--good", good_folder(8), *INT8, "--out", tmp_path / "small")
 
 
 def test_a_bundle_that_looks_coarsely_first_is_refused(

@@ -21,7 +21,7 @@ def problems(text: str, *, edge: bool) -> list[str]:
         wrong += [f"{name} is not there" for name in line.split() if not (ROOT / name).exists()]
     for name in re.findall(r"sh (\S+\.sh)", text):
         wrong += [] if (ROOT / name).is_file() else [f"{name} is not there"]
-    for listed in re.findall(r"\"\.\[([\w,-]+)\]\"", text):
+    for listed in re.findall(r"(?:\"\.\[|^ARG EXTRAS=\")([\w,-]+)", text, re.MULTILINE):
         wrong += [f"extra {name} is unknown" for name in listed.split(",") if name not in extras]
         if edge and "train" in listed.split(","):
             wrong.append("the runtime's image installs torch")

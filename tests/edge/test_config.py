@@ -138,6 +138,10 @@ def test_the_example_loads_as_it_stands_and_with_every_comment_taken_away(tmp_pa
         "roi_xywh = [64, 0, 512, 480]": "",
         "min_area_px = 16": "",
         "deadline_ms = 100.0": "",
+        'calibration = "right.camera"': "",
+        'rules = "right.rules.toml"': "",
+        'dir = "samples"': "",
+        "every_hours = 8.0": "",
         'control_address = "ipc:///run/kizu/line-1.control"': "",
         "retain_days = 365": "",
         "retain_bytes = 10737418240": "",
@@ -146,6 +150,9 @@ def test_the_example_loads_as_it_stands_and_with_every_comment_taken_away(tmp_pa
         'secret_key = "/etc/kizu/keys/server.key"': "",
         'peers = "/etc/kizu/peers.toml"': "",
         'signers = "/etc/kizu/signers"': "",
+        'certificate = "/etc/kizu/metrics.crt"': "",
+        'private_key = "/etc/kizu/metrics.key"': "",
+        'login = "/etc/kizu/keys/metrics-prometheus.login"': "",
     }
     for given, nothing in optional.items():
         assert given in full

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sqlite3
+import ssl
 import subprocess
 import sys
 import threading
@@ -11,19 +13,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx
 import msgspec
 import numpy as np
 import pytest
 
 from edge import daemon
-from edge.bundle import Golden, ModelBundle
-from edge.config import EdgeConfig, EngineConfig, LogConfig, load_config
+from edge.bundle import Golden, ModelBundle, open_bundle
+from edge.config import EdgeConfig, EngineConfig, LogConfig, MetricsConfig, load_config
 from edge.daemon import Ready, StopRequest
 from edge.demo.line import write_config
 from edge.errors import BundleError, ConfigError, KizuError, ParityError
+from edge.line_stages import make_stages
+from edge.login import make_login
 from edge.pipeline import Pipeline
 from edge.sender import CameraSender
 from edge.sinks.event_log import EventLog
+from edge.warrant import Void
+from self_signed import self_signed
 
 ROOT = Path(__file__).parents[2]
 FAKE = {"backend": "fake"}
@@ -70,6 +77,92 @@ def test_a_line_is_served_until_it_is_told_to_stop(tmp_path: Path, tiny_bundle: 
     log.close()
 
 
+def test_the_metrics_page_is_given_by_tls_and_login_where_that_is_configured(
+    tmp_path: Path, tiny_bundle: ModelBundle
+) -> None:
+    """From the file's keys to the page; the ready line says https, and the password alone opens it."""
+    certificate, private_key = self_signed(tmp_path)
+    login, password = make_login("prometheus", tmp_path / "keys")
+    tables = {"certificate": certificate.name, "private_key": private_key.name, "login": str(login), "port": 0}
+    config = config_of(tmp_path, tiny_bundle, engine=FAKE, metrics=tables)
+    pages: list[httpx.Response] = []
+
+    def during(ready: Ready) -> None:
+        context = ssl.create_default_context(cafile=str(certificate))
+        with httpx.Client(verify=context) as client:
+            pages.append(client.get(ready.metrics_url))
+            pages.append(client.get(ready.metrics_url, auth=("prometheus", password.read_text())))
+
+    serve_in_thread(config, StopRequest(), during)
+
+    assert [page.status_code for page in pages] == [401, 200]
+    assert 'kizu_scrapes_refused_total{reason="login"} 1.0' in pages[1].text
+    assert 'kizu_state{state="ready"}' in pages[1].text and 'line="demo"' in pages[1].text
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"certificate": "page.crt"}, "metrics.certificate is given without metrics.private_key"),
+        ({"private_key": "page.key"}, "metrics.private_key is given without metrics.certificate"),
+        ({"login": "page.login", "host": "0.0.0.0"}, "would travel unencrypted"),
+    ],
+)
+def test_half_a_protection_of_the_metrics_is_refused(
+    tmp_path: Path, tiny_bundle: ModelBundle, tables: dict[str, object], words: str
+) -> None:
+    """When the file is read, with its line."""
+    with pytest.raises(ConfigError, match=rf"line.toml:\d+: .*{words}"):
+        config_of(tmp_path, tiny_bundle, metrics=tables)
+
+
+def page_of(config: EdgeConfig) -> str:
+    """The metrics page of a line that serves."""
+    pages: list[str] = []
+
+    def during(ready: Ready) -> None:
+        pages.append(page_once(ready.metrics_url, "kizu_log_disk_free_bytes 0.0"))
+
+    serve_in_thread(config, StopRequest(), during)
+    return pages[0]
+
+
+def page_once(url: str, gone: str) -> str:
+    """The page as soon as `gone` is no longer on it: the main thread has sampled."""
+    deadline = time.monotonic() + 20
+    while gone in (page := httpx.get(url).text):
+        assert time.monotonic() < deadline
+    return page
+
+
+def test_the_cpu_in_the_gpus_place_shows_in_the_metrics(tmp_path: Path, tiny_bundle: ModelBundle) -> None:
+    """What the alert on it looks at, and which engine runs; on this machine the GPU really cannot be used."""
+    if Path("/proc/driver/nvidia/version").exists():
+        pytest.skip("a driver is loaded here, so there may be a GPU")
+    engine = {"backend": "tensorrt", "device": "cuda:0", "on_gpu_failure": "cpu"}
+    fallen = page_of(config_of(tmp_path, tiny_bundle, engine=engine))
+    asked = page_of(config_of(tmp_path, tiny_bundle))
+
+    assert "kizu_engine_substitute 1.0" in fallen and "kizu_engine_substitute 0.0" in asked
+    assert 'kizu_engine_info{backend="openvino",' in fallen
+    assert re.search(r"^kizu_engine_fallbacks_total\{reason=\"\w+\"\} 1.0$", fallen, re.MULTILINE)
+
+
+def test_a_certificate_that_was_voided_in_an_earlier_run_shows_in_the_metrics(
+    tmp_path: Path, tiny_bundle: ModelBundle, make_bundle: Callable[..., ModelBundle]
+) -> None:
+    """A restart must not end the alert: the note beside the log says that it no longer holds."""
+    calibration = msgspec.structs.replace(tiny_bundle.calibration, certified=True, engine="openvino 2026 cpu")
+    config = config_of(tmp_path, make_bundle(tmp_path / "certified", calibration=calibration))
+    whole = page_of(config)
+    void = Void(open_bundle(Path(config.bundle)).model_id, "cam", "scores", 100, 1)
+    Path(f"{config.log.path}.void.json").write_bytes(msgspec.json.encode([void]))
+    voided = page_of(config)
+
+    assert "kizu_certificate_valid 1.0" in whole and "kizu_certificate_void 0.0" in whole
+    assert "kizu_certificate_valid 0.0" in voided and "kizu_certificate_void 1.0" in voided
+
+
 def test_check_tells_what_would_run(tmp_path: Path, tiny_bundle: ModelBundle) -> None:
     """`kizu run --check`: bundle, engine and golden frames, no port."""
     found = daemon.check(config_of(tmp_path, tiny_bundle), Path("line.toml"))
@@ -99,12 +192,10 @@ def test_a_dry_run_never_certifies(
     calibration = msgspec.structs.replace(tiny_bundle.calibration, certified=True, engine="openvino 2026 cpu")
     bundle = make_bundle(tmp_path / "certified", calibration=calibration)
 
-    real = daemon.make_stages(config_of(tmp_path, bundle), bundle, Path("line.toml"))
-    dry = daemon.make_stages(config_of(tmp_path, bundle, engine=FAKE), bundle, Path("line.toml"))
+    real = make_stages(config_of(tmp_path, bundle), bundle, Path("line.toml"))
+    dry = make_stages(config_of(tmp_path, bundle, engine=FAKE), bundle, Path("line.toml"))
 
-    other = daemon.make_stages(
-        config_of(tmp_path, bundle, engine={"backend": "onnxruntime"}), bundle, Path("line.toml")
-    )
+    other = make_stages(config_of(tmp_path, bundle, engine={"backend": "onnxruntime"}), bundle, Path("line.toml"))
 
     assert real.decide.calibration.certified
     assert not dry.decide.calibration.certified and not other.decide.calibration.certified
@@ -115,7 +206,7 @@ def test_a_batch_larger_than_the_bundles_is_a_configuration_error(tmp_path: Path
     config = config_of(tmp_path, tiny_bundle, batching={"max_batch": 5})
 
     with pytest.raises(ConfigError, match=r"line.toml: batching.max_batch is 5, .*write 4 or less"):
-        daemon.make_stages(config, tiny_bundle, Path("line.toml"))
+        make_stages(config, tiny_bundle, Path("line.toml"))
 
 
 def test_a_missing_bundle_names_the_configurations_key(tmp_path: Path, tiny_bundle: ModelBundle) -> None:
@@ -129,6 +220,7 @@ def test_a_missing_bundle_names_the_configurations_key(tmp_path: Path, tiny_bund
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"metrics": MetricsConfig(login="/none")}, r"line.toml: metrics: login /none: .*kizu keys metrics"),
         ({"frames_address": "udp://x"}, r"line.toml: frames_address: .*expected tcp://HOST:PORT"),
         ({"events_address": "tcp://0.0.0.0:5551"}, r"line.toml: events_address: .*plain_off_host"),
         ({"frames_address": "tcp://127.0.0.1:5550", "events_address": "tcp://127.0.0.1:5550"}, "its own port"),
@@ -190,11 +282,11 @@ def test_a_full_disk_ends_the_line_and_names_the_log(
 
 def test_the_smallest_region_is_the_configurations_or_the_bundles(tmp_path: Path, tiny_bundle: ModelBundle) -> None:
     """min_area_px overrides what the bundle was made with."""
-    own = daemon.make_stages(config_of(tmp_path, tiny_bundle), tiny_bundle, Path("line.toml"))
+    own = make_stages(config_of(tmp_path, tiny_bundle), tiny_bundle, Path("line.toml"))
     set_here = config_of(tmp_path, tiny_bundle, segment={"min_area_px": 77})
 
     assert own.segment.min_area_px == tiny_bundle.calibration.min_area_px
-    assert daemon.make_stages(set_here, tiny_bundle, Path("line.toml")).segment.min_area_px == 77
+    assert make_stages(set_here, tiny_bundle, Path("line.toml")).segment.min_area_px == 77
 
 
 def test_a_line_that_fails_is_an_error_with_its_reason(

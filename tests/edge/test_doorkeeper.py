@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import zmq
 
-from edge import metrics, sockets, wire
+from edge import series, sockets, wire
 from edge.clock import SystemClock
 from edge.doorkeeper import REASONS, Doorkeeper
 from edge.errors import ConfigError, SourceTimeout
@@ -404,7 +404,7 @@ def test_a_list_that_cannot_be_read_at_the_start_is_an_error(tmp_path: Path) -> 
 
 def test_metrics_know_every_reason() -> None:
     """An alert sees a zero before the first refusal; metrics may not import the doorkeeper."""
-    assert metrics.CONNECTION_REFUSALS == REASONS
+    assert series.CONNECTION_REFUSALS == REASONS
 
 
 def test_questions_that_are_none_are_answered_all_the_same(ring: KeyRing) -> None:

@@ -44,7 +44,8 @@ def test_a_graph_of_a_known_operator_is_clean_and_builds(operator: str, tmp_path
     assert lint(EACH[operator]) == ()
 
     library = pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed: pip install tensorrt-rtx")
-    from edge.compile import PlanKey, Progress, _build
+    from edge.compile import Progress, _build
+    from edge.plan_cache import PlanKey
 
     key = PlanKey("tensorrt_rtx", str(library.__version__), "0" * 64, "model", "fp32", ("sm89",), 2, (8, 8, 3))
     assert len(_build(library, EACH[operator], key, Progress())) > 1000
@@ -157,6 +158,17 @@ def test_bf16_weights_are_rounded_to_the_nearest() -> None:
 
     bits = np.frombuffer(made.raw_data, np.uint16).astype(np.uint32) << 16
     assert bits.view(np.float32).tolist() == [1.0, 1.0, 1.015625, -3.140625, 65280.0]
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("fp16", TensorProto.FLOAT16), ("bf16", TensorProto.FLOAT)])
+def test_a_transposed_convolution_stays_as_it_is_in_bf16(precision: Precision, kind: int) -> None:
+    """TensorRT for RTX cannot build it; tests/trainer/methods/test_lrdan.py builds a graph that has some."""
+    model = one("ConvTranspose", ["w"], {"w": np.ones((3, 4, 3, 3), np.float32)}, kernel_shape=[3, 3])
+
+    loaded = onnx.load_from_string(at_precision(model, precision))
+    kinds = {tensor.name: tensor.data_type for tensor in loaded.graph.initializer}
+
+    assert [kinds[node.input[1]] for node in loaded.graph.node if node.op_type == "ConvTranspose"] == [kind]
 
 
 def test_a_weight_beyond_fp16_is_refused_by_name() -> None:

@@ -23,6 +23,8 @@ LATE_NS = round((STALL_AFTER_S + 1) * 1e9)
         (Progress(in_flight=0, moved_ns=0, source_ns=0, engine_lost=False), State.STALLED),
         (Progress(in_flight=3, moved_ns=LATE_NS, source_ns=LATE_NS, engine_lost=True), State.DEGRADED),
         (Progress(in_flight=3, moved_ns=0, source_ns=LATE_NS, engine_lost=True), State.STALLED),
+        (Progress(in_flight=0, moved_ns=0, source_ns=LATE_NS, engine_lost=True, withheld=True), State.WITHHELD),
+        (Progress(in_flight=3, moved_ns=0, source_ns=LATE_NS, engine_lost=False, withheld=True), State.STALLED),
     ],
 )
 def test_the_state_follows_from_progress(progress: Progress, expected: State) -> None:
@@ -44,13 +46,14 @@ def test_systemd_hears_ready_watchdog_status_and_stopping(tmp_path: Path, abstra
         systemd.bind("\0" + name[1:] if abstract else name)
         systemd.settimeout(5)
         with Notifier({"NOTIFY_SOCKET": name}) as notifier:
+            notifier.not_yet(60.0)
             notifier.ready()
             notifier.watchdog()
             notifier.status("two\nlines")
             notifier.stopping()
-            heard = [systemd.recv(100).decode() for _ in range(4)]
+            heard = [systemd.recv(100).decode() for _ in range(5)]
 
-    assert heard == ["READY=1", "WATCHDOG=1", "STATUS=two lines", "STOPPING=1"]
+    assert heard == ["EXTEND_TIMEOUT_USEC=60000000", "READY=1", "WATCHDOG=1", "STATUS=two lines", "STOPPING=1"]
 
 
 def test_without_systemd_nothing_is_said() -> None:

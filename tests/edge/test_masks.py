@@ -190,7 +190,7 @@ def test_without_a_place_for_a_cache_the_kernels_still_compile(monkeypatch: pyte
         return honest(*given, **options)
 
     monkeypatch.setattr(numba, "njit", no_locator)
-    double = run_kernels._compiled(numba.types.int64(numba.types.int64))(lambda number: 2 * number)
+    double = run_kernels.compiled(numba.types.int64(numba.types.int64))(lambda number: 2 * number)
     assert double(21) == 42
 
 

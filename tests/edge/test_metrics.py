@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import urllib.error
-import urllib.request
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
+from edge.bundle import ModelBundle
 from edge.clock import ManualClock
-from edge.errors import ConfigError
-from edge.events import DefectEvent
-from edge.metrics import STAGES, STATES, VERDICTS, FrameAccount, Metrics, MetricsServer
+from edge.events import DefectEvent, EventRegion
+from edge.frame_account import FrameAccount
+from edge.metrics import Metrics
+from edge.series import CAMERA, GROUPS, SECONDS, SERIES, STAGES, STATES, VERDICTS, with_deadlines
 from edge.types import Decision, Reason
 from edge.wire import REFUSALS
 from sample_events import sample_event
 
+ROOT = Path(__file__).parents[2]
 CAMERAS = ("left", "right")
 
 
@@ -62,10 +68,11 @@ def test_every_series_exists_before_anything_happened() -> None:
 
 
 def test_the_verdict_labels_are_all_that_a_verdict_can_be() -> None:
-    """ACCEPT and REJECT by score, INCONCLUSIVE by every other reason."""
-    inconclusive = {(Decision.INCONCLUSIVE.value, reason.value) for reason in Reason} - {("inconclusive", "score")}
+    """ACCEPT and REJECT by score or by rule, INCONCLUSIVE by every other reason."""
+    judged = {(decision, reason) for decision in ("accept", "reject") for reason in ("score", "rule")}
+    others = {(Decision.INCONCLUSIVE.value, reason.value) for reason in Reason if not reason.is_judged}
 
-    assert set(VERDICTS) == {("accept", "score"), ("reject", "score")} | inconclusive
+    assert set(VERDICTS) == judged | others
 
 
 def test_received_is_judged_plus_in_flight_at_every_step() -> None:
@@ -129,24 +136,187 @@ def test_progress_starts_anew_when_a_frame_comes_after_a_pause() -> None:
     assert clock.monotonic_ns() - frames.progress_ns == 1_000_000_000
 
 
-def test_the_endpoint_answers_on_loopback_until_it_is_closed() -> None:
-    """One page, over real HTTP, and the port is free afterwards."""
+def test_the_last_frames_age_does_not_care_for_a_step_of_the_clock() -> None:
+    """NTP sets the machine back an hour: age goes on as it was, the timestamp is what the clock said."""
+    registry, clock = CollectorRegistry(), ManualClock()
+    frames = Metrics(registry, CAMERAS, clock).frames
+    frames.receive(("left", 1, 0))
+    clock.advance(3)
+    clock.step_wall(-3600)
+
+    found = samples(registry)
+
+    assert found['kizu_last_frame_age_seconds{camera="left"}'] == 3
+    assert found['kizu_last_frame_timestamp_seconds{camera="left"}'] == 1_700_000_000
+    assert found['kizu_last_frame_timestamp_seconds{camera="right"}'] == 0
+
+
+def page_of(metrics: Metrics, registry: CollectorRegistry, bundle: ModelBundle) -> bytes:
+    """A page on which everything happened that makes a series appear."""
+    metrics.set_build("line-1")
+    metrics.set_model(bundle.model_id, bundle.manifest, certified=True)
+    metrics.set_engine("fake", "1", "cpu")
+    metrics.set_lags(10, {"press": 3})
+    for queue in ("inference", "verdict", "log"):
+        metrics.set_capacity(queue, 16)
+    return generate_latest(registry)
+
+
+def families(page: bytes) -> dict[str, tuple[str, frozenset[str]]]:
+    """Kind and labels of every family on a page."""
+    found: dict[str, tuple[str, frozenset[str]]] = {}
+    for family in text_string_to_metric_families(page.decode()):
+        labels = {label for sample in family.samples for label in sample.labels} - {"le"}
+        found[family.name] = (family.type, frozenset(labels))
+    return {name: seen for name, seen in found.items() if not name.endswith("_created")}
+
+
+def test_the_page_holds_what_is_declared_and_nothing_else(tiny_bundle: ModelBundle) -> None:
+    """Names, kinds and labels; the GPUs' series are there where there are GPUs."""
     registry = CollectorRegistry()
-    Metrics(registry, CAMERAS, ManualClock())
-    with MetricsServer(registry, "127.0.0.1", 0) as server:
-        port = server.port
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
-            assert b"kizu_frames_received_total" in page.read()
+    found = families(page_of(Metrics(registry, CAMERAS, ManualClock(), {"left": 0.03}), registry, tiny_bundle))
 
-    with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5)
+    declared = {one.name: (one.kind, frozenset(one.labels)) for one in SERIES.values() if one not in GROUPS["GPU"]}
+    assert found == declared
 
 
-def test_a_port_in_use_is_a_configuration_error_that_names_the_key() -> None:
-    """Two daemons on one machine: the second says which key to change."""
+def test_the_documentation_is_what_the_declarations_say() -> None:
+    """`make pages` writes docs/metrics.md; it was run."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "metrics_page.py"], capture_output=True, text=True, timeout=60
+    )
+
+    assert done.stdout == (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"), "run `make pages`"
+    assert all(f"| `{one.shown}` |" in done.stdout for one in SERIES.values())
+
+
+def test_every_deadline_is_a_bound_of_the_histograms() -> None:
+    """The share of frames within 33 ms is read off, not interpolated."""
     registry = CollectorRegistry()
-    with (
-        MetricsServer(registry, "127.0.0.1", 0) as first,
-        pytest.raises(ConfigError, match=r"metrics.port \d+ on 127.0.0.1: .*in use"),
-    ):
-        MetricsServer(registry, "127.0.0.1", first.port)
+    metrics = Metrics(registry, CAMERAS, ManualClock(), {"left": 0.033, "right": 0.1})
+    for latency_ms in (10, 33, 34, 200):
+        metrics.judge(event("left", latency_ms), latency_ms * 1_000_000)
+
+    found = samples(registry)
+
+    assert found['kizu_latency_seconds_bucket{camera="left",le="0.033"}'] == 2
+    assert found['kizu_stage_seconds_bucket{le="0.033",stage="engine"}'] == 0
+    assert found['kizu_camera_deadline_seconds{camera="left"}'] == 0.033
+    assert with_deadlines(SECONDS, (0.1,)) == SECONDS
+
+
+def test_what_a_verdict_found_is_noted() -> None:
+    """P-values of judged frames, and the area of all regions of a rejected one."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, CAMERAS, ManualClock())
+    regions = (EventRegion((0, 0, 4, 4), 12, 2.0), EventRegion((9, 9, 20, 20), 100, 3.0))
+    rejected = sample_event(1, "left", decision="reject", p_value=0.002, regions=regions)
+    for seen in (rejected, sample_event(2, "left", p_value=0.7), sample_event(3, "left", p_value=None)):
+        metrics.judge(seen, 1)
+
+    found = samples(registry)
+
+    assert found['kizu_score_p_value_bucket{camera="left",le="0.002"}'] == 1
+    assert found['kizu_score_p_value_count{camera="left"}'] == 2
+    assert found['kizu_defect_area_pixels_sum{camera="left"}'] == 112
+    assert found['kizu_defect_area_pixels_count{camera="left"}'] == 1
+
+
+def test_a_voided_certificate_stays_void_for_its_model_only(tiny_bundle: ModelBundle) -> None:
+    """Also after a restart, when the model is loaded without its certificate; another model has its own."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, CAMERAS, ManualClock())
+
+    def shown() -> tuple[float, float]:
+        found = samples(registry)
+        return found["kizu_certificate_valid"], found["kizu_certificate_void"]
+
+    metrics.set_model("a", tiny_bundle.manifest, certified=True)
+    before = shown()
+    metrics.void_certificate("a")
+    void = shown()
+    metrics.set_model("b", tiny_bundle.manifest, certified=True)
+    other = shown()
+    metrics.set_model("a", tiny_bundle.manifest, certified=False)
+
+    assert (before, void, other, shown()) == ((1, 0), (0, 1), (1, 0), (0, 1))
+
+
+def test_totals_kept_elsewhere_only_grow() -> None:
+    """Sampled a few times a second; a rate over them is meaningful."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, CAMERAS, ManualClock())
+    for total_so_far in (3, 3, 7):
+        metrics.set_replayed(total_so_far)
+        metrics.set_rejects_dropped(total_so_far)
+
+    found = samples(registry)
+
+    assert found["kizu_events_replayed_total"] == found["kizu_reject_frames_dropped_total"] == 7
+
+
+def test_a_subscriber_that_is_no_more_is_not_shown() -> None:
+    """A wiped log knows no subscribers: their last lag must not stand for ever; a lag is never negative."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, CAMERAS, ManualClock())
+    metrics.set_lags(10, {"press": 3, "archive": 10})
+    metrics.set_lags(0, {"press": 3})
+
+    assert {name: value for name, value in samples(registry).items() if name.startswith("kizu_subscriber_lag")} == {
+        'kizu_subscriber_lag_events{name="press"}': 0
+    }
+    assert not any('name="archive"' in name for name in samples(registry))
+
+
+HOSTILE = ('a"} 1\nkizu_state{state="ready', "back\\slash\n", "\u202e<script>alert(1)</script>", "\u0130\U0001f600", "")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_name_stays_inside_its_label(name: str) -> None:
+    """The configuration refuses such names; should one come through, it forges no series and breaks no page."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, (name,), ManualClock())
+    metrics.frames.receive((name, 1, 0))
+    page = generate_latest(registry).decode()
+
+    received = [f for f in text_string_to_metric_families(page) if f.name == "kizu_frames_received"]
+
+    assert [(sample.labels, sample.value) for sample in received[0].samples] == [({"camera": name}, 1)]
+    assert page.count('kizu_state{state="ready') == 1
+    promtool(page)
+
+
+def promtool(page: str) -> None:
+    """`promtool check metrics`, where it is installed: format and naming rules."""
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed (apt-get install prometheus)")
+    done = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout + done.stderr == "", done.stdout + done.stderr
+
+
+def test_promtool_has_nothing_to_say_about_the_page(tiny_bundle: ModelBundle) -> None:
+    """Base units, names, help texts."""
+    registry = CollectorRegistry()
+
+    promtool(page_of(Metrics(registry, CAMERAS, ManualClock(), {"left": 0.03}), registry, tiny_bundle).decode())
+
+
+def test_labels_come_from_the_configuration_or_are_listed() -> None:
+    """A label fed by whoever connects would grow without bound; the few in words are bounded by what runs."""
+    in_words = {
+        (one.name, label): words
+        for one in SERIES.values()
+        for label, words in one.labels.items()
+        if isinstance(words, str) and words != CAMERA
+    }
+
+    assert set(in_words.values()) == {
+        "a configured camera with a deadline",
+        "a registered subscriber, at most 256",
+        "the configured line",
+        "of kizu",
+        "of the interpreter",
+        "the running bundle's",
+        "the engine's",
+        "its number",
+    }

@@ -12,7 +12,9 @@ from edge.bundle import ModelBundle
 from edge.config import EdgeConfig, EngineConfig, load_config
 from edge.daemon import Ready, StopRequest
 from edge.demo.line import write_config
+from edge.engines.device import Plan
 from edge.errors import DEVICE_REASONS, ConfigError, DeviceError
+from edge.line_stages import make_stages
 from edge.opening import EngineOpener, Plans
 
 GPU = {"backend": "tensorrt", "device": "cuda:99"}  # a hundredth GPU is nowhere
@@ -25,9 +27,8 @@ def config_of(folder: Path, bundle: ModelBundle, **engine: object) -> EdgeConfig
 @pytest.fixture
 def plans(tmp_path: Path) -> Callable[[ModelBundle, EngineConfig], Plans]:
     """A plan from elsewhere."""
-    path = tmp_path / "elsewhere.plan"
-    path.write_bytes(b"ftrt" * 100)
-    return lambda bundle, asked: Plans(path)
+    plan = Plan(tmp_path / "elsewhere.plan", b"ftrt" * 100)
+    return lambda bundle, asked: Plans(plan)
 
 
 def test_by_default_a_line_refuses_to_start_without_its_gpu(
@@ -66,7 +67,7 @@ def test_other_errors_are_no_reason_to_fall_back(
     config = config_of(tmp_path, tiny_bundle, on_gpu_failure="cpu", device="cpu")
 
     with pytest.raises(ConfigError, match=r"engine.device: device 'cpu' is unknown to backend 'tensorrt'"):
-        daemon.make_stages(config, tiny_bundle, Path("line.toml"))
+        make_stages(config, tiny_bundle, Path("line.toml"))
 
 
 def test_a_line_on_its_fallback_says_so_everywhere(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge import daemon, sockets
+from edge import daemon, loading, sockets
 from edge.bundle import ModelBundle, ScoreCalibration
 from edge.config import EdgeConfig, load_config
 from edge.daemon import Ready, StopRequest, default_control_address
@@ -81,18 +81,20 @@ def running(folder: Path, bundle: ModelBundle) -> Iterator[Line]:
     server = threading.Thread(target=daemon.serve, kwargs=arguments)
     server.start()
     assert is_ready.wait(30)
-    line, done = Line(config, found[0], stop), threading.Event()
+    line, done, has_sent = Line(config, found[0], stop), threading.Event(), threading.Event()
 
     def camera() -> None:
         with CameraSender(line.ready.frames_address, "cam") as sender:
             while not done.is_set():
                 sender.send(GRAY, encoding="raw", timeout_s=20)
                 line.sent += 1
+                has_sent.set()
             assert sender.drain(20) == 0
 
     sending = threading.Thread(target=camera)
     sending.start()
     try:
+        assert has_sent.wait(30)  # or what is asked of the line may be over before it judged anything
         yield line
     finally:
         done.set()
@@ -144,7 +146,7 @@ def test_a_candidate_is_paced_through_its_golden_frames(
 ) -> None:
     """Once after reading, before each golden frame, and before it takes over; at the start nobody waits."""
     rests: list[int] = []
-    monkeypatch.setattr(daemon, "Pace", lambda: lambda: rests.append(1))
+    monkeypatch.setattr(loading, "Pace", lambda: lambda: rests.append(1))
     with running(tmp_path, tiny_bundle) as line:
         assert rests == []
         line.swap(other(make_bundle, tmp_path / "new").path)
@@ -166,7 +168,7 @@ def test_the_metrics_say_which_engine_runs_after_a_swap_and_how_it_is(
     tmp_path: Path, tiny_bundle: ModelBundle, make_bundle: MakeBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The new model's engine and its fallback, in place of the first one's."""
-    monkeypatch.setattr(daemon, "EngineOpener", OtherEngine)
+    monkeypatch.setattr(loading, "EngineOpener", OtherEngine)
     new = other(make_bundle, tmp_path / "new")
 
     def shown(line: Line, text: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -197,6 +198,8 @@ def test_every_frame_has_one_verdict_in_log_events_and_metrics_whatever_else_is_
     assert total(found, "kizu_verdicts_total") == total(found, "kizu_frames_received_total") == 87
     assert total(found, "kizu_messages_refused_total") >= len(hostile_messages(photos[0]))
     assert all(adds_up(scrape) for scrape in [*scrapes, found])
+    # What a hostile peer calls itself becomes no label: the cameras are the configured ones.
+    assert {name[1] for series in found if (name := re.search(r'camera="([^"]*)"', series))} == {*CAMERAS, "noise"}
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "systemd"
 EDGE, GPU = "kizu-edge@.service", "kizu-edge@.service.d/gpu.conf"
 INSTALLED = "/opt/kizu/.venv/bin/kizu"
-EXPOSURE = {"cpu": 1.2, "gpu": 1.7}
+CONSOLE, PICTURES = "kizu-console@.service", "kizu-console@.service.d/pictures.conf"
+EXPOSURE = {"cpu": 1.2, "gpu": 1.7, "console": 1.1, "pictures": 1.2}
 
 pytestmark = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="systemd-analyze is missing; apt-get install systemd"
@@ -28,7 +29,7 @@ def place(folder: Path, *names: str, change: tuple[str, str] = ("", "")) -> Path
         assert change[0] in text
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text.replace(INSTALLED, sys.executable).replace(*change), encoding="utf-8")
-    return folder / EDGE
+    return folder / names[0]
 
 
 def analyze(*words: str | Path) -> subprocess.CompletedProcess[str]:
@@ -43,13 +44,14 @@ def exposure(unit: Path) -> float:
 
 
 def units(kind: str) -> tuple[str, ...]:
-    return (EDGE, GPU) if kind == "gpu" else (EDGE,)
+    return {"cpu": (EDGE,), "gpu": (EDGE, GPU), "console": (CONSOLE,), "pictures": (CONSOLE, PICTURES)}[kind]
 
 
 @pytest.mark.parametrize("kind", EXPOSURE)
 def test_systemd_has_nothing_to_say_about_the_units(tmp_path: Path, kind: str) -> None:
     """A warning is an error: systemd skips a line that it does not know, and the sandbox has a hole."""
-    done = analyze("verify", place(tmp_path, *units(kind)).with_name("kizu-edge@line-1.service"))
+    unit = place(tmp_path, *units(kind))
+    done = analyze("verify", unit.with_name(unit.name.replace("@", "@line-1")))
 
     assert done.stderr == "" and done.returncode == 0
 

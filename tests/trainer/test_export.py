@@ -28,7 +28,7 @@ REFUSED_BY_TENSORRT = {"NonZero", "DFT", "If", "Loop", "Scan", "Resize"}
 
 def facts_for(channels: int) -> BundleFacts:
     spec = InputSpec(height=64, width=64, channels=channels, max_batch=4)  # type: ignore[arg-type]
-    return BundleFacts("tiny", "student-teacher", "line", spec, "d" * 64, True, {"seed": 1}, {})
+    return BundleFacts("tiny", "student-teacher", "line", spec, "d" * 64, True, {"seed": 1})
 
 
 def fitted(channels: int) -> tuple[StudentTeacher, Frames]:

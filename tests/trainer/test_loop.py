@@ -14,21 +14,15 @@ import torch
 from torch import Tensor
 
 import trainer.loop
+import trainer.run_state
 from edge.errors import CommandError, TrainingError
 from trainer.config import LINE, Schedule
 from trainer.distill import Teacher
-from trainer.loop import (
-    Outcome,
-    TerminalReporter,
-    checkpoint_progress,
-    image_places,
-    plan_steps,
-    run_training,
-    stop_on_signals,
-)
+from trainer.loop import Outcome, checkpoint_progress, image_places, plan_steps, run_training
 from trainer.method import Batch, Frames
 from trainer.methods.student_teacher import StudentTeacher
 from trainer.patch_nets import PatchNetSpec, build_patch_net
+from trainer.progress import TerminalReporter, stop_on_signals
 
 SCHEDULE = Schedule(steps=12, batch_size=2, learning_rate=1e-3, weight_decay=1e-5, decay="cosine")
 TINY = PatchNetSpec(patch=33, widths=(4, 4, 4), descriptor_dim=4)
@@ -103,7 +97,7 @@ def test_a_resume_that_forgets_the_optimizer_is_caught(
     """Planted bug: the comparison above notices when Adam's moments are lost."""
     whole, path = train(frames)[0], tmp_path / "run.safetensors"
     train(frames, checkpoint=path, stop_after=5)
-    monkeypatch.setattr(trainer.loop, "restore_optimizer", lambda *_: None)
+    monkeypatch.setattr(trainer.run_state, "restore_optimizer", lambda *_: None)
 
     resumed, _ = train(frames, checkpoint=path, resume=True)
 

@@ -173,7 +173,7 @@ def test_the_margin_is_an_order_statistic_of_the_gaps(network: tuple[ModelBundle
 
 def facts() -> BundleFacts:
     spec = InputSpec(height=64, width=64, channels=1, max_batch=4)
-    return BundleFacts("tiny", "student-teacher", "line", spec, "d" * 64, True, {"seed": 1}, {})
+    return BundleFacts("tiny", "student-teacher", "line", spec, "d" * 64, True, {"seed": 1})
 
 
 def method_of(**settings: object) -> tuple[StudentTeacher, Frames]:

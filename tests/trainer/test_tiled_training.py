@@ -170,6 +170,19 @@ def test_a_map_judged_against_its_own_mean_is_not_tiled(place: Path) -> None:
     assert "do not depend on the whole picture" in str(result.exception)
 
 
+def test_a_method_whose_cells_see_the_whole_picture_is_not_tiled(place: Path) -> None:
+    """Told by name, with what to do instead, before the training."""
+    app = typer.Typer()
+    app.command()(train)
+    result = CliRunner().invoke(
+        app,
+        ["conad", "--data", str(place / "good"), "--out", str(place / "whole"), "--size", "64", "--fit", "tile"],
+    )
+
+    assert isinstance(result.exception, CommandError)
+    assert "those of conad" in str(result.exception) and "--fit resize" in str(result.exception)
+
+
 @pytest.mark.parametrize("size", [(150, 101), (64, 200), (50, 33)])
 def test_the_line_network_exported_for_the_whole_picture_says_the_same(size: tuple[int, int]) -> None:
     """One method, two graphs: 64 x 64 px by tiles, and one of the picture's own size; equal to 1e-5 of the scores."""

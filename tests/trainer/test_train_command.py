@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,18 @@ def test_a_folder_of_good_images_becomes_a_bundle_that_passes_its_own_golden_fra
     assert bundle.provenance["training"]["schedule"]["steps"] == bundle.provenance["training"]["steps"] == 6
     with open_engine(bundle, backend="onnxruntime") as engine:
         assert check_golden(bundle, engine).ok
+
+
+def test_a_training_leaves_a_page_of_what_was_learned(place: Path) -> None:
+    """Verified with the bundle: learning curve, scores of good parts, the golden frames and their maps."""
+    result = run(place)
+
+    page = (place / "bundle" / "report" / "training.html").read_text()
+    golden = len(open_bundle(place / "bundle").golden.frames)
+    assert str(place / "bundle" / "report" / "training.html") in result.output
+    assert 'alt="learning curve"' in page and 'alt="histogram of image scores"' in page and "provisional" in page
+    assert len(re.findall(r'alt="golden frame \d+ with its map"', page)) == golden > 0
+    assert not re.search(r"https?://", page)
 
 
 def test_the_bundle_names_every_image_it_has_seen_by_digest(place: Path) -> None:
@@ -209,10 +222,27 @@ def test_another_method_goes_the_same_way(place: Path) -> None:
 
 
 def test_a_teacher_for_a_method_without_one_is_refused(place: Path) -> None:
-    """`--teacher` with DROCC names what can be set instead."""
+    """`--teacher` with DROCC is a misunderstanding, not a setting."""
     app = typer.Typer()
     app.command()(train)
     options = ["drocc", "--data", str(place / "good"), "--out", str(place / "bundle"), "--teacher", "line"]
     result = CliRunner().invoke(app, options)
 
-    assert isinstance(result.exception, CommandError) and "KEY of network" in str(result.exception)
+    assert isinstance(result.exception, CommandError) and "has no use for it" in str(result.exception)
+
+
+def test_provenance_tells_every_term_and_which_step_was_kept(place: Path) -> None:
+    """Two networks against each other, stopped by held-out good images: what a reader needs to believe the result."""
+    small = [f"--set={one}" for one in ("widths=8,8", "critic_widths=8,8", "latent=4", "batch_size=2", "patience=1")]
+    options = ["conad", "--data", str(place / "good"), "--out", str(place / "terms"), "--size", "64", "--steps", "20"]
+    app = typer.Typer()
+    app.command()(train)
+
+    result = CliRunner().invoke(app, [*options, *small])
+
+    assert result.exit_code == 0, result.output
+    training = open_bundle(place / "terms").provenance["training"]
+    assert training["best_step"] <= training["steps"] <= 20
+    assert training["schedule"]["patience"] == 1
+    assert len(training["terms"]) == len(training["curve"])
+    assert {"critic.real", "generator.winner"} <= training["terms"][0].keys()

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from edge.errors import CommandError
-from trainer.config import Schedule
+from trainer.config import Schedule, schedule_of
 from trainer.drocc_nets import LeNetSpec
 from trainer.drocc_objective import BatchNorm, Objective
 from trainer.shell_search import Ascent, Shell
@@ -60,6 +60,7 @@ class DroccConfig:
     learning_rate: float = 1e-3  # [P]
     weight_decay: float = 0.0  # lambda; [I] never uses it
     decay: Literal["constant", "cosine", "drop"] = "cosine"  # [C]; [I]: 1, 0.1 and 0.01 from 40 % and 80 % on
+    patience: int = 0
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
@@ -87,14 +88,7 @@ class DroccConfig:
 
     def schedule(self, images: int) -> Schedule:
         """The schedule for a training set of ``images``."""
-        steps = math.ceil(self.epochs * images / self.batch_size)
-        return Schedule(
-            steps=min(max(steps, self.min_steps), self.max_steps),
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            decay=self.decay,
-        )
+        return schedule_of(self, images)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form for checkpoints and provenance."""

@@ -12,36 +12,50 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from edge.errors import CommandError
-from trainer.config import Decay, Schedule
+from trainer.augment import Augment
+from trainer.config import Decay, Schedule, schedule_of
+from trainer.fcdd_nets import Network, Normalization
+from trainer.heatmap import Kernel
 
 
 @dataclass(frozen=True, slots=True)
 class FcddConfig:
     """Settings of FCDD.
 
-    ``trunk`` is a shipped teacher's name or file: its convolutions are the network's, with ``frozen`` of them left as
-    they are; ``random`` weights of the same shape are the control.  ``sigma`` is the Gaussian's, in px; the map has a
-    cell every ``stride`` px.
+    ``network`` is ``patch``: ``trunk`` is a shipped teacher's name or file and its convolutions are the network's, with
+    ``frozen`` of them left as they are (``weights`` ``random``, of the same shape, are a control); or one of the
+    authors' networks of ``fcdd_nets``, which start from random weights and can take their input by ``normalization``
+    ``contrast``: each frame by its own.  ``sigma`` is the Gaussian's, in px, ``kernel``
+    explained in ``heatmap``; the map has a cell every ``stride`` px, and its ``score`` is its maximum or its mean.
 
-    Anomalies are good images with confetti on them, with ``photographs`` also pieces of everyday photographs, half each
-    ([I]: one kind at a time).  ``supervision`` ``image`` labels images, ``pixel`` learns from masks, which confetti
-    has.  ``anomaly_share`` of the images of a step are anomalies.  ``labels`` ``random`` is the control.
+    Anomalies are good images with ``confetti`` on them, pieces of everyday ``photographs``, half each where there are
+    both ([I]: one kind at a time), and ``bad``: a folder of a few flawed parts that are never tested with, which stand
+    in for half of the others ([I]).  ``supervision`` ``image`` labels images, ``pixel`` learns from masks: confetti has
+    them, and bad parts must, as ``IMAGE_mask.png`` beside them.  ``anomaly_share`` of the images of a step are
+    anomalies; good and bad ones alike are changed as ``augment`` says.  ``labels`` ``random`` is the control.
 
     Raises:
         CommandError: a value out of range, or settings that contradict each other.
     """
 
     preset: str
-    trunk: str = "line-65"  # [C]: no VGG-11-BN here; distilled from ResNet-18, p = 65 ([I] for MVTec AD: r = 62)
+    network: Network = "patch"
+    trunk: str = "line-65"  # [C]: no ImageNet weights here; distilled from ResNet-18, p = 65 ([I] for MVTec AD: r = 62)
     weights: Literal["teacher", "random"] = "teacher"  # [I] for MVTec AD: ImageNet weights
     frozen: int = 2  # [I]: the front half of the network for MVTec AD
+    normalization: Normalization = "fixed"  # [I]: contrast for MVTec AD, fixed for CIFAR-10
     sigma: float = 12.0  # [I] for MVTec AD
+    kernel: Kernel = "smooth"  # [C]
     stride: int = 4  # [C]: the paper's map has a cell a pixel
+    score: Literal["max", "mean"] = "max"  # [C]; [P]: mean
     size_px: int = 256
     supervision: Literal["image", "pixel"] = "image"  # [P] unsupervised: image labels
+    confetti: bool = True
     photographs: str | None = None
+    bad: str | None = None
     labels: Literal["true", "random"] = "true"
     anomaly_share: float = 0.5  # [P]
+    augment: Augment = "none"  # [C]; [I]: light, and crops
     epochs: int = 200  # [I]
     min_steps: int = 1
     max_steps: int = 1_000_000
@@ -49,6 +63,8 @@ class FcddConfig:
     learning_rate: float = 1e-3  # [I]
     weight_decay: float = 1e-4  # [I]
     decay: Decay = "cosine"  # [C]; [I]: x 0.985 an epoch
+    patience: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.sigma) and self.sigma > 0):
@@ -60,19 +76,26 @@ class FcddConfig:
             )
         if self.stride < 1 or self.frozen < 0:
             raise CommandError(f"stride = {self.stride} and frozen = {self.frozen}: expected at least 1 and 0")
+        if self.network == "patch" and self.normalization == "contrast":
+            raise CommandError(
+                "normalization = contrast: a teacher's weights know the fixed one only; use network = vgg"
+            )
+        if self.kernel == "authors" and self.stride % 2 == 0:
+            raise CommandError(
+                f"kernel = authors is made of whole pixels, and a stride of {self.stride} falls between them"
+            )
         if self.supervision == "pixel" and self.photographs is not None:
             raise CommandError("supervision = pixel needs a mask for every anomaly, and photographs have none")
+        if self.supervision == "pixel" and self.augment == "views":
+            raise CommandError(
+                "augment = views moves images and not their masks, which supervision = pixel learns from"
+            )
+        if self.supervision == "pixel" and self.labels == "random":
+            raise CommandError("labels = random is the control for image labels; supervision = pixel has none")
 
     def schedule(self, images: int) -> Schedule:
         """The schedule for a training set of ``images``."""
-        steps = math.ceil(self.epochs * images / self.batch_size)
-        return Schedule(
-            steps=min(max(steps, self.min_steps), self.max_steps),
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            decay=self.decay,
-        )
+        return schedule_of(self, images)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready form for checkpoints and provenance."""
@@ -85,10 +108,30 @@ CONFETTI = FcddConfig(preset="confetti", batch_size=8, epochs=20, min_steps=300,
 CONFETTI_MASKS = replace(CONFETTI, preset="confetti-masks", supervision="pixel")
 """The same with the confetti's masks (the authors' "malformed_normal_gt"), equation 5 in place of 4."""
 
-PAPER = FcddConfig(preset="paper-frames")
+PAPER = FcddConfig(preset="paper-frames", augment="light")
 """The authors' schedule for MVTec AD with this project's trunk."""
 
+PAPER_VGG = FcddConfig(
+    preset="paper-vgg", network="vgg", normalization="contrast", size_px=224, stride=1, kernel="authors",
+    augment="light", batch_size=128,
+)  # fmt: skip
+"""The authors' network for large images from random weights, as they have it for ImageNet; for a GPU."""
+
+PAPER_CIFAR = FcddConfig(
+    preset="paper-cifar", network="cnn32", size_px=32, sigma=1.2, kernel="authors", stride=1, score="mean",
+    confetti=False, augment="views", epochs=600, batch_size=200, weight_decay=1e-6, decay="tenths",
+)  # fmt: skip
+"""The authors' CIFAR-10 setting: 600 epochs, a tenth of the rate from 400 and from 500 on.
+
+It has no anomalies of its own: theirs are CIFAR-100, here a folder of ``--photographs``.
+"""
+
+PAPER_GRAY = replace(
+    PAPER_CIFAR, preset="paper-gray", network="cnn28", size_px=28, epochs=400, batch_size=128, decay="cosine"
+)
+"""The authors' Fashion-MNIST network and length; Adam at 1e-3, where theirs is Nesterov's momentum at 1e-2."""
+
 PRESETS: Mapping[str, FcddConfig] = MappingProxyType(
-    {preset.preset: preset for preset in (CONFETTI, CONFETTI_MASKS, PAPER)}
+    {preset.preset: preset for preset in (CONFETTI, CONFETTI_MASKS, PAPER, PAPER_VGG, PAPER_CIFAR, PAPER_GRAY)}
 )
 RECOMMENDED = "confetti"

@@ -48,11 +48,11 @@ class Drocc:
     def __init__(self, config: DroccConfig, *, seed: int, device: str = "cpu") -> None:
         if self.needs_bad and config.bad is None:
             raise CommandError(
-                f"{self.name} learns from a few bad parts too; give a folder of them with --set bad=DIR, "
+                f"{self.name} learns from a few bad parts too; give a folder of them with --bad DIR, "
                 "or train drocc, which needs none"
             )
         if config.bad is not None and not self.needs_bad:
-            raise CommandError(f"{self.name} takes no bad parts; train drocc-lf with bad={config.bad}")
+            raise CommandError(f"{self.name} takes no bad parts; train drocc-lf with --bad {config.bad}")
         self.config, self.device, self.seed = config, device, seed
         # Gray until `prepare` says otherwise: the first convolution depends on the channels.
         self._build(1)

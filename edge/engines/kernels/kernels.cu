@@ -18,17 +18,9 @@ extern "C" __global__ void __launch_bounds__(256) flat_field(
     answer[i] = static_cast<uint8_t>(fminf(fmaxf(value, 0.0f), 255.0f));
 }
 
-// cells (n) float32 -> mask (n) uint8, 1 where a cell is above `limit` or no number: what cannot be compared is held.
-extern "C" __global__ void __launch_bounds__(256) threshold(
-    const float *__restrict__ cells, uint8_t *__restrict__ mask, float limit, unsigned n)
-{
-    const unsigned i = blockIdx.x * 256u + threadIdx.x;
-    if (i < n)
-        mask[i] = !(cells[i] <= limit);
-}
-
 // cells (rows, width) float32 -> packed (rows, ceil(width / 8)) uint8: the threshold and its mask in one pass, an eighth
-// of a byte a cell instead of four. The first cell is the highest bit, as in numpy.packbits; a row starts a new byte.
+// of a byte a cell instead of four. The first cell is the highest bit, as in numpy.packbits; a row starts a new byte. What is
+// no number cannot be compared, and is held to be above.
 extern "C" __global__ void __launch_bounds__(256) threshold_pack(
     const float *__restrict__ cells, uint8_t *__restrict__ packed, float limit, unsigned rows, unsigned width)
 {

@@ -18,7 +18,7 @@ from edge.bundle import ModelBundle
 from edge.clock import SystemClock
 from edge.config import load_config
 from edge.demo.line import write_config
-from edge.images import encode_mask_png
+from edge.images import decode_image, encode_mask_png
 from edge.masks import coco_counts
 from edge.sender import CameraSender
 from edge.sinks.event_log import EventLog
@@ -107,6 +107,26 @@ def test_rescore_finds_the_same_answer(judged: tuple[Path, list[str]]) -> None:
 
     assert len(rejected) == 3
     assert done.returncode == 0 and done.stdout.startswith("identical: reject"), done.stderr
+
+
+def test_rescore_gives_json_and_the_heat_map(judged: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """For programs, such as the operator's console."""
+    config, rejected = judged
+    done = kizu("rescore", rejected[0], config, "--json", "--heatmap", tmp_path / "heat.png")
+
+    found = json.loads(done.stdout)
+    assert (found["id"], found["identical"], found["differences"]) == (rejected[0], True, [])
+    assert decode_image((tmp_path / "heat.png").read_bytes()).shape == (64, 64, 3)
+
+
+def test_a_certificate_that_was_void_makes_no_difference(judged: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """What was void then is not scored now: the decision, the score and the mask are compared."""
+    from edge.rescore import differences
+
+    event = sample_event(certified=False)
+
+    assert differences(event, msgspec.structs.replace(event, certified=True)) == []
+    assert differences(event, msgspec.structs.replace(event, score=0.6)) == ["score: logged 0.5, now 0.6"]
 
 
 def test_rescore_says_what_differs(judged: tuple[Path, list[str]]) -> None:

@@ -10,8 +10,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from calib.inspect_command import inspect
 from edge.bundle import ModelBundle
-from edge.commands.inspect import inspect
 from edge.commands.verify import verify
 from edge.errors import BundleError, CommandError, ParityError
 

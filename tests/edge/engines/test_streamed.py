@@ -39,7 +39,8 @@ def test_the_plan_keeps_every_part_aligned_and_apart(tiny_bundle: ModelBundle) -
 
     assert (plan.frame, plan.map) == (32 * 32, 14 * 14 * 4)
     assert plan.maps_at == 3072 >= 3 * plan.frame and plan.scores_at >= plan.maps_at + 3 * plan.map
-    assert plan.size >= plan.scores_at + 3 * 4 and plan.scores_at % 256 == plan.size % 256 == 0
+    assert plan.mask == 14 * 2 and plan.masks_at >= plan.scores_at + 3 * 4 and plan.size >= plan.masks_at + 3 * 28
+    assert plan.scores_at % 256 == plan.masks_at % 256 == plan.size % 256 == 0
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -96,8 +97,8 @@ class _NoWaitForCompute(_Broken):
 class _SlotUsedTooEarly(_Broken):
     """Gives a slot back as soon as its batch is enqueued, so that the next batch gets it."""
 
-    def _start(self, slot: Any, batch: NDArray[np.uint8]) -> None:
-        super()._start(slot, batch)
+    def _start(self, slot: Any, batch: NDArray[np.uint8], *, whole: bool) -> None:
+        super()._start(slot, batch, whole=whole)
         self._idle.appendleft(slot)
 
 
@@ -153,6 +154,64 @@ def test_a_batch_that_comes_too_late_keeps_its_slot_until_it_ends(
             continue
     maps = engine.collect(10.0)[1]
     np.testing.assert_array_equal(maps, streamed_engine(tiny_bundle)[0].infer(batch_of(2, seed=1))[0])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_maps_without_a_flaw_stay_on_the_device_and_no_verdict_can_tell(tiny_bundle: ModelBundle, seed: int) -> None:
+    """Flawed frames bring their map; every other one reads as the limit, above which nothing is; `infer` as ever."""
+    batches = [batch_of(4, index) for index in range(6)]
+    with streamed_engine(tiny_bundle)[0] as whole:
+        expected = stream_through(whole, batches)
+    peaks = np.sort(np.concatenate([maps.max(axis=(1, 2)) for maps in expected]))
+    limit = float(peaks[len(peaks) // 2])  # half of the frames are not above it
+    engine, device = streamed_engine(tiny_bundle, seed=seed, quiet_below=limit)
+
+    with engine:
+        answers = stream_through(engine, batches)
+        np.testing.assert_array_equal(engine.infer(batches[0])[0], expected[0])
+
+    found, wanted = np.concatenate(answers), np.concatenate(expected)
+    flawed = wanted.max(axis=(1, 2)) > np.float32(limit)
+    assert 0 < flawed.sum() < len(flawed)
+    np.testing.assert_array_equal(found[flawed], wanted[flawed])
+    assert (found[~flawed] == np.float32(limit)).all()
+    assert device.trace.count("threshold_pack") == len(batches)
+    assert device.trace.count("download") == 2 * (len(batches) + 1) + flawed.sum()
+
+
+class _MaskReadTooEarly(_Broken):
+    """Copies the mask back before the kernel has made it."""
+
+    def _mark_flawed(self, slot: Any, count: int, stream: Any) -> None:
+        super()._mark_flawed(slot, count, self._streams[0])
+
+
+def test_control_a_mask_that_nothing_waits_for_is_caught(tiny_bundle: ModelBundle) -> None:
+    """The kernel in another stream than the graph's: it may run before the map is there."""
+    engine, _ = streamed_engine(tiny_bundle, kind=_MaskReadTooEarly, quiet_below=0.0)
+
+    with pytest.raises(Hazard):
+        stream_through(engine, [batch_of(4, index) for index in range(4)])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_map_with_a_value_that_is_no_number_always_comes_back(tiny_bundle: ModelBundle, value: float) -> None:
+    """What cannot be compared is for the verdict to refuse, not for a kernel to hide."""
+    from edge.engines.fake_device import FakeProgram
+
+    def compute(frames: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        maps = np.zeros((len(frames), 14, 14), np.float32)
+        maps[1, 3, 13] = value
+        return maps, maps.max(axis=(1, 2))
+
+    device, spec = FakeDevice(), spec_of(tiny_bundle.manifest, "0", "fake device", 4)
+    program = FakeProgram(device, spec, compute, fail_at=frozenset())
+    with StreamedEngine(spec, device, program, quiet_below=1.0) as engine:
+        engine.submit(batch_of(3))
+        _, maps, _ = engine.collect(10.0)
+
+    assert np.isnan(maps[1, 3, 13]) if np.isnan(value) else maps[1, 3, 13] == value
+    assert (maps[[0, 2]] == 1.0).all()
 
 
 def test_a_batch_that_cannot_be_enqueued_costs_only_itself(tiny_bundle: ModelBundle) -> None:

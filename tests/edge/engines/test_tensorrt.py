@@ -13,6 +13,7 @@ import pytest
 from edge.bundle import ModelBundle
 from edge.engines import tensorrt
 from edge.engines.cuda import ordinal_of
+from edge.engines.device import Plan
 from edge.errors import DeviceError, EngineError
 
 
@@ -96,7 +97,7 @@ def test_a_plan_that_is_not_there_is_an_engine_error(tmp_path: Path, content: by
         plan.write_bytes(content)
 
     with pytest.raises(DeviceError, match=r"door.plan.*kizu compile") as refused:
-        tensorrt.read_plan(plan)
+        Plan.read(plan)
     assert refused.value.reason == "engine"
 
 
@@ -132,7 +133,7 @@ def test_a_compiled_plan_gives_the_golden_answers(tiny_bundle: ModelBundle, tmp_
     from tensorrt_plans import build_plan
 
     plan = build_plan(tiny_bundle, tmp_path / "tiny.plan")
-    with open_engine(tiny_bundle, backend="tensorrt", device="cuda:0", plan=plan) as engine:
+    with open_engine(tiny_bundle, backend="tensorrt", device="cuda:0", plan=Plan.read(plan)) as engine:
         print(engine.spec)
         engine.warmup()
         golden = tiny_bundle.golden
@@ -153,5 +154,5 @@ def test_a_plan_from_elsewhere_is_refused_by_name(tiny_bundle: ModelBundle, tmp_
     plan.write_bytes(np.random.default_rng(0).bytes(5000))
 
     with pytest.raises(DeviceError, match=r"tiny.plan") as refused:
-        open_engine(tiny_bundle, backend="tensorrt", device="cuda:0", plan=plan)
+        open_engine(tiny_bundle, backend="tensorrt", device="cuda:0", plan=Plan.read(plan))
     assert refused.value.reason == "engine"

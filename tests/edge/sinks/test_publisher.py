@@ -88,6 +88,17 @@ def test_the_head_is_told_every_second(publisher: Publisher, clock: ManualClock)
     assert heads == [Head(1, "line-a", 5, number) for number in (40, 41, 42)]
 
 
+def test_a_head_tells_how_the_daemon_is(publisher: Publisher, clock: ManualClock) -> None:
+    """State, and why the CPU stands in for the GPU; long reasons are cut."""
+    with subscribe(publisher, clock) as listener:
+        clock.advance(1)
+        publisher.tick("degraded", "driver " * 100)
+
+        head = wire.parse_published(drain(listener)[0])
+    assert isinstance(head, Head)
+    assert (head.state, head.fallback) == ("degraded", ("driver " * 100)[:200])
+
+
 def test_an_event_published_again_does_not_turn_the_head_back(publisher: Publisher, clock: ManualClock) -> None:
     """A frame that came twice reports its first verdict again."""
     with subscribe(publisher, clock) as listener:

@@ -30,6 +30,7 @@ class Bench:
         self.clock = ManualClock()
         self.refused: Counter[str] = Counter()
         self.duplicates: Counter[str] = Counter()
+        self.reconnects: Counter[str] = Counter()
         self.cameras: list[RawCamera] = []
         options = {"cameras": ["cam1", "cam10"], "window": 4} | options
         self.source = ZeroMqSource(
@@ -37,6 +38,7 @@ class Bench:
             self.clock,
             on_refused=lambda reason: self.refused.update([reason]),
             on_duplicate=lambda camera: self.duplicates.update([camera]),
+            on_reconnect=lambda camera: self.reconnects.update([camera]),
             **options,
         )
 
@@ -346,6 +348,18 @@ def test_a_reconnected_camera_goes_on_where_it_was(bench: Bench) -> None:
 
     assert again.credit().acked_through == 0
     assert bench.source.superseded == 0
+
+
+def test_a_camera_that_comes_back_is_counted_and_one_that_only_greets_again_is_not(bench: Bench) -> None:
+    """HELLO is repeated after every silence; a reconnect is another connection, or another run of the camera."""
+    camera = bench.camera()
+    camera.hello()
+    before = dict(bench.reconnects)
+    bench.camera()  # the same run on a new connection
+    bench.camera(epoch=8)  # started again
+    bench.camera("cam10")
+
+    assert (before, dict(bench.reconnects)) == ({}, {"cam1": 2})
 
 
 def test_a_frame_in_flight_stays_joined_across_a_takeover(bench: Bench) -> None:

@@ -82,7 +82,7 @@ def test_without_good_scores_there_is_no_p_value() -> None:
     assert judged(0.2, scores=()).p_value is None
 
 
-@pytest.mark.parametrize("reason", [reason for reason in Reason if reason is not Reason.SCORE])
+@pytest.mark.parametrize("reason", [reason for reason in Reason if not reason.is_judged])
 def test_every_reason_not_to_judge_holds_the_part(reason: Reason) -> None:
     """No score, no regions, and the reason with its detail; of an unreadable frame not even the size is known."""
     decider = Decide(calibration(), "model-1")

@@ -62,7 +62,7 @@ def trained(config: DroccConfig, frames: Frames, kind: type[Drocc] = Drocc) -> D
 def facts(method: Drocc, frames: Frames) -> BundleFacts:
     spec = InputSpec(height=frames.shape[1], width=frames.shape[2], channels=3, max_batch=4)
     provenance = {"method": method.describe()}
-    return BundleFacts("tiny", method.name, method.config.preset, spec, "d" * 64, True, provenance, {})
+    return BundleFacts("tiny", method.name, method.config.preset, spec, "d" * 64, True, provenance)
 
 
 @pytest.mark.parametrize("config", [TINY, TINY_GRID], ids=["dense", "paper"])
@@ -204,7 +204,7 @@ def test_a_folder_of_bad_parts_that_teaches_nothing_is_refused(bad_folder: Path,
 
 def test_bad_parts_go_to_the_method_that_uses_them() -> None:
     """drocc-lf without a folder and drocc with one are both misunderstandings."""
-    with pytest.raises(CommandError, match="bad=DIR"):
+    with pytest.raises(CommandError, match="--bad DIR"):
         DroccLf(TINY, seed=1)
     with pytest.raises(CommandError, match="train drocc-lf"):
         Drocc(replace(TINY, bad="somewhere"), seed=1)

@@ -6,17 +6,23 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from edge.bundle import InputSpec, check_golden
 from edge.engines.registry import open_engine
-from edge.errors import CommandError, TrainingError
+from edge.errors import CommandError, DataError, TrainingError
+from edge.images import encode_png
+from trainer.augment import Augment, augmented
 from trainer.confetti import with_confetti
-from trainer.configs.fcdd import CONFETTI, PRESETS, RECOMMENDED
+from trainer.config import Schedule
+from trainer.configs.fcdd import CONFETTI, PRESETS, RECOMMENDED, FcddConfig
 from trainer.data import load_training_set
 from trainer.export import BundleFacts, export_bundle
+from trainer.fcdd_nets import FcddNet, Network, paper_net
 from trainer.fcdd_objective import fcdd_loss, pixel_loss, pseudo_huber
 from trainer.heatmap import spreading
 from trainer.loop import run_training
@@ -96,6 +102,88 @@ def test_the_two_products_are_the_papers_transposed_convolution(jump: int) -> No
     torch.testing.assert_close(spread @ coarse[0, 0] @ spread.T, reference[0, 0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("field", "cells", "side", "network"), [(62, 8, 64, "vgg"), (22, 8, 32, "cnn32"), (16, 7, 28, "cnn28")]
+)
+def test_the_authors_kernel_for_an_even_field_is_theirs(field: int, cells: int, side: int, network: Network) -> None:
+    """The Gaussian of one tap less with its middle tap split in two, transposed, cropped to the field's place."""
+    sigma, seen = 5.0, paper_net(network, 0).field
+    odd = torch.exp(-0.5 * ((torch.arange(field - 1) - (field - 2) // 2) / sigma) ** 2)
+    middle = (field - 2) // 2
+    taps = torch.cat([odd[:middle], odd[middle : middle + 1] / 2, odd[middle : middle + 1] / 2, odd[middle + 1 :]])
+    coarse = torch.rand(1, 1, cells, cells, generator=torch.Generator().manual_seed(2))
+    whole = torch.nn.functional.conv_transpose2d(coarse, torch.outer(taps, taps)[None, None], stride=seen.stride_px)
+    crop = (field - 1) // 2 - math.floor(seen.start_px)
+    at = np.arange(side)
+
+    spread = spreading(
+        seen.cells(side), offset=seen.start_px, jump=seen.stride_px, field=seen.size_px, sigma=sigma, at=at,
+        kernel="authors",
+    )  # fmt: skip
+
+    assert (seen.size_px, seen.cells(side)) == (field, cells)
+    torch.testing.assert_close(
+        spread @ coarse[0, 0] @ spread.T, whole[0, 0, crop : crop + side, crop : crop + side], atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("network", "side", "cells", "size", "stride"),
+    [("cnn28", 28, 7, 16, 4), ("cnn32", 32, 8, 22, 4), ("vgg", 64, 8, 62, 8)],
+)
+def test_the_networks_have_the_published_fields(
+    network: Network, side: int, cells: int, size: int, stride: int
+) -> None:
+    """Shapes against the network's own answer, and the field against what one answer's gradient reaches."""
+    net = paper_net(network, 0).eval()
+    frames = torch.zeros(1, 3 * size, 3 * size, 1, dtype=torch.uint8)
+
+    assert net(frames[:, :side, :side]).shape == (1, cells, cells)
+    assert (net.field.size_px, net.field.stride_px, net.field.cells(side)) == (size, stride, cells)
+    middle = net.field.cells(3 * size) // 2
+    center = net.field.start_px + middle * stride
+    reached = _reach(net, 3 * size, middle)
+    assert reached == (center - (size - 1) / 2, center + (size - 1) / 2)
+
+
+def _reach(net: FcddNet, side: int, cell: int) -> tuple[int, int]:
+    """First and last row whose pixels move one answer: a bound on the field from outside its arithmetic."""
+    noise = torch.randint(0, 256, (1, side, side, 1), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = net.normalize(noise).requires_grad_(True)
+    for layer in net.trunk.modules():  # every pixel must count: averages let all through where maxima choose one
+        if isinstance(layer, nn.LeakyReLU | nn.ReLU):
+            layer.inplace = False
+    swapped = nn.Sequential(*(
+        nn.AvgPool2d(2) if isinstance(layer, nn.MaxPool2d)
+        else nn.Identity() if isinstance(layer, nn.ReLU) else layer
+        for layer in net.trunk
+    ))  # fmt: skip
+    net.head(swapped(pixels))[0, 0, cell, cell].backward()
+    assert pixels.grad is not None
+    rows = torch.nonzero(pixels.grad[0].abs().sum((0, 2)))[:, 0]
+    return int(rows[0]), int(rows[-1])
+
+
+def test_contrast_normalization_sees_the_same_part_at_another_exposure(photos: Frames, tmp_path: Path) -> None:
+    """Gain and offset fall out, training images lie between 0 and 1, a black frame is no NaN, and the graph agrees."""
+    config = FcddConfig("small", network="cnn28", normalization="contrast", size_px=64)
+    small = np.ascontiguousarray(photos[:, ::2, ::2])
+    method = Fcdd(config, seed=1)
+    method.prepare(small)
+    dim = torch.from_numpy((small[:1] // 4) * 2)
+    bright = torch.from_numpy((small[:1] // 4) * 3 + 20)
+
+    normalized = method.net.normalize(torch.from_numpy(small))
+    assert (float(normalized.min()), float(normalized.max())) == pytest.approx((0.0, 1.0), abs=1e-6)
+    torch.testing.assert_close(method.net.normalize(dim), method.net.normalize(bright), atol=1e-5, rtol=0)
+    assert bool(torch.isfinite(method.net.normalize(torch.zeros_like(dim))).all())
+    method.fit_statistics(small)
+    facts = BundleFacts("fcdd", "fcdd", "small", InputSpec(64, 64, 3, 4), "0" * 64, True, {})
+    bundle = export_bundle(method, tmp_path / "bundle", facts, held_out=small[8:])
+    with open_engine(bundle, backend="openvino") as engine:
+        assert check_golden(bundle, engine).ok
+
+
 def test_control_a_gaussian_off_by_a_pixel_is_another_map() -> None:
     """Planted bug: the center of the field where its corner is."""
     right, wrong = (
@@ -137,6 +225,117 @@ def test_confetti_follows_from_its_seed(photos: Frames) -> None:
 # --- the method -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def flawed(tmp_path: Path, photos: Frames) -> Path:
+    """Two flawed parts, each with the mask of 40 pixels."""
+    mask = np.zeros((128, 128), np.uint8)
+    mask[8:12, 20:30] = 255
+    for place in range(2):
+        (tmp_path / f"{place}.png").write_bytes(encode_png(photos[place]))
+        (tmp_path / f"{place}_mask.png").write_bytes(encode_png(mask))
+    return tmp_path
+
+
+def test_flawed_parts_teach_with_their_masks(flawed: Path, photos: Frames) -> None:
+    """Anomalies are those two alone here; the loss is the pixels', and moves the network."""
+    method = Fcdd(replace(SMALL, bad=str(flawed), confetti=False, supervision="pixel"), seed=1)
+    method.prepare(photos)
+    frames, bad, masks = method.with_anomalies(photos, draw=5)
+
+    assert {int(one.sum()) for one in masks} == {0, 40} and set(bad) == {0.0, 1.0}
+    assert all((frame == photos[:2]).all((1, 2, 3)).any() for frame, is_bad in zip(frames, bad, strict=True) if is_bad)
+    method.loss(Batch(torch.from_numpy(photos[:4]), np.arange(4), 5)).backward()  # type: ignore[no-untyped-call]
+    assert method.describe()["bad"]["images"] == 2
+
+
+def test_a_flawed_part_without_a_mask_counts_as_a_whole_or_is_refused(flawed: Path, photos: Frames) -> None:
+    """Labels need none; learning from pixels does, and says which file is missing."""
+    (flawed / "1_mask.png").unlink()
+    Fcdd(replace(SMALL, bad=str(flawed)), seed=1).prepare(photos)
+
+    with pytest.raises(DataError, match=r"no 1_mask\.png beside it"):
+        Fcdd(replace(SMALL, bad=str(flawed), supervision="pixel"), seed=1).prepare(photos)
+
+
+def test_photographs_stand_in_for_anomalies(photos: Frames) -> None:
+    """Alone, with confetti off: every anomaly is a piece of one, and the same draw gives the same step."""
+    method = Fcdd(replace(SMALL, photographs=str(PHOTOS / "train" / "good"), confetti=False), seed=1)
+
+    frames, bad, masks = method.with_anomalies(photos, draw=2)
+    again, _, _ = method.with_anomalies(photos, draw=2)
+
+    assert 0 < bad.sum() < len(bad) and not masks.any()
+    assert not any((frames[place] == photos[place]).all() for place in np.flatnonzero(bad))
+    np.testing.assert_array_equal(frames, again)
+
+
+def test_without_anomalies_it_says_where_to_get_them() -> None:
+    """A map of zeros would be a perfect answer; the CIFAR preset has none of its own."""
+    for config in (replace(SMALL, confetti=False), PRESETS["paper-cifar"]):
+        with pytest.raises(CommandError, match=r"--photographs DIR.*--bad DIR.*confetti"):
+            Fcdd(config, seed=1)
+
+
+def test_constant_images_teach_nothing() -> None:
+    """A lens cap left on."""
+    with pytest.raises(DataError, match="constant"):
+        Fcdd(SMALL, seed=1).prepare(np.full((8, 128, 128, 1), 7, np.uint8))
+
+
+def test_a_network_that_says_the_same_of_everything_is_not_exported(photos: Frames) -> None:
+    """All answers at zero: no threshold could be set on that."""
+    method = Fcdd(SMALL, seed=1)
+    torch.nn.init.zeros_(method.net.head.weight)
+    torch.nn.init.zeros_(method.net.head.bias)  # type: ignore[arg-type]
+
+    with pytest.raises(TrainingError, match="says the same of everything"):
+        method.fit_statistics(photos)
+
+
+def test_frames_smaller_than_the_network_sees_are_refused() -> None:
+    """Before an image is read."""
+    with pytest.raises(CommandError, match="sees 60 px"):
+        Fcdd(replace(CONFETTI, size_px=48), seed=1)
+
+
+def test_the_cifar_preset_learns_on_small_photographs_and_is_exported(photos: Frames, tmp_path: Path) -> None:
+    """Batch norm, the authors' kernel, a cell a pixel, the mean as the score, in the line's engine."""
+    small = np.stack([cv2.resize(one, (32, 32), interpolation=cv2.INTER_AREA) for one in photos])
+    config = replace(PRESETS["paper-cifar"], photographs=str(PHOTOS / "train" / "good"), batch_size=4)
+    assert isinstance(config, FcddConfig)
+    method = Fcdd(config, seed=1)
+    method.prepare(small)
+    run_training(method, small[:8], small[8:], replace(config.schedule(8), steps=3), seed=1, identity={})
+    method.fit_statistics(small[8:])
+    facts = BundleFacts("fcdd", "fcdd", "paper-cifar", InputSpec(32, 32, 3, 4), "0" * 64, True, {})
+    bundle = export_bundle(method, tmp_path / "bundle", facts, held_out=small[8:])
+
+    with open_engine(bundle, backend="openvino") as engine:
+        maps, scores = engine.infer(small[:2])
+    assert maps.shape == (2, 32, 32)
+    np.testing.assert_allclose(scores, maps.mean((1, 2)), rtol=1e-4, atol=1e-4)
+
+
+def test_the_authors_stages_are_a_tenth_and_a_hundredth() -> None:
+    """Epochs 400 and 500 of 600."""
+    schedule = Schedule(steps=600, batch_size=1, learning_rate=1e-3, weight_decay=0.0, decay="tenths")
+
+    assert [schedule.rate_at(step) for step in (0, 399, 400, 499, 500, 599)] == pytest.approx(
+        [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5]
+    )
+
+
+@pytest.mark.parametrize("kind", ["light", "views"])
+def test_augmentation_keeps_a_part_a_part(photos: Frames, kind: Augment) -> None:
+    """The same draw, the same picture; brightness within a few percent, and only `views` moves anything."""
+    one, again, other = (augmented(photos[0], kind, np.random.default_rng(seed)) for seed in (1, 1, 2))
+
+    assert one.shape == photos[0].shape and one.dtype == np.uint8
+    np.testing.assert_array_equal(one, again)
+    assert not np.array_equal(one, other)
+    assert abs(float(one.mean()) - float(photos[0].mean())) < 0.08 * float(photos[0].mean())
+
+
 def test_frozen_layers_stay_as_the_teacher_has_them_and_the_others_move(photos: Frames) -> None:
     """Two convolutions are the teacher's to the bit after training."""
     method = Fcdd(SMALL, seed=1)
@@ -158,7 +357,7 @@ def test_training_lowers_the_loss_and_the_bundle_marks_planted_confetti(
     method = Fcdd(config, seed=1)
     outcome = run_training(method, photos[:8], photos[8:], replace(config.schedule(8), steps=40), seed=1, identity={})
     method.fit_statistics(photos[8:])
-    facts = BundleFacts("fcdd", "fcdd", preset, InputSpec(128, 128, 3, 4), "0" * 64, True, {}, {})
+    facts = BundleFacts("fcdd", "fcdd", preset, InputSpec(128, 128, 3, 4), "0" * 64, True, {})
     bundle = export_bundle(method, tmp_path / "bundle", facts, held_out=photos[8:])
 
     with open_engine(bundle, backend="openvino") as engine:
@@ -203,6 +402,10 @@ def test_anomalies_follow_from_the_steps_own_draw(photos: Frames) -> None:
         ({"sigma": 0.0}, "sigma must be a positive"),
         ({"stride": 0}, "stride = 0"),
         ({"supervision": "pixel", "photographs": "photos"}, "photographs have none"),
+        ({"supervision": "pixel", "augment": "views"}, "moves images and not their masks"),
+        ({"supervision": "pixel", "labels": "random"}, "supervision = pixel has none"),
+        ({"normalization": "contrast"}, "know the fixed one only"),
+        ({"kernel": "authors"}, "a stride of 4 falls between"),
     ],
 )
 def test_settings_that_cannot_teach_are_refused(changes: dict[str, object], message: str) -> None:

@@ -1,0 +1,95 @@
+"""The flat field: exact to the last bit, before everything else, and refused for another camera's frames."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edge.bundle import InputSpec
+from edge.camera import CameraCalibration
+from edge.errors import ImageRefused
+from edge.stages.flatfield import FlatField, flat_field_of
+from edge.stages.preprocess import Preprocess
+from edge.types import Frame, FrameId
+
+SPEC = InputSpec(32, 32, 1, 4)
+
+
+def by_numpy(image: NDArray[np.uint8], gain: NDArray[np.float32], dark: NDArray[np.float32]) -> NDArray[np.uint8]:
+    return np.clip(np.rint((image.astype(np.float32) - dark) * gain), 0, 255).astype(np.uint8)
+
+
+def arrays(size: tuple[int, int, int], seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    rng = np.random.default_rng(seed)
+    return rng.uniform(0.4, 4, size).astype(np.float32), rng.uniform(0, 30, size).astype(np.float32)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_gray_level_comes_out_as_numpy_says(channels: int) -> None:
+    """Compiled and plain arithmetic agree on all 256 levels at every pixel, ties included."""
+    gain, dark = arrays((37, 53, channels))
+    gain[:, :20], dark[:, :20] = 0.5, 0.0  # odd levels come out halfway between two
+
+    for level in range(256):
+        image = np.full((37, 53, channels), level, np.uint8)
+        np.testing.assert_array_equal(FlatField(gain, dark)(image), by_numpy(image, gain, dark))
+
+
+def test_a_region_of_interest_is_corrected_like_the_whole() -> None:
+    """Only what is looked at costs time."""
+    gain, dark = arrays((40, 50, 3))
+    image = np.random.default_rng(1).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+
+    part = FlatField(gain, dark)(image, (7, 5, 20, 30))
+
+    np.testing.assert_array_equal(part[5:35, 7:27], by_numpy(image, gain, dark)[5:35, 7:27])
+
+
+def test_a_vignetted_picture_becomes_even() -> None:
+    """What it is for: an even target under uneven light reads one gray level."""
+    rows, columns = np.mgrid[0:60, 0:80]
+    light = (1 - ((rows - 30) ** 2 + (columns - 40) ** 2) / 6000)[:, :, None]
+    seen = np.rint(10 + 160 * light)
+    flat = FlatField((120 / (seen - 10)).astype(np.float32), np.full(seen.shape, 10, np.float32))
+
+    assert np.ptp(seen) > 50
+    assert set(np.unique(flat(seen.astype(np.uint8)))) == {120}
+
+
+def test_frames_are_corrected_before_the_model_sees_them() -> None:
+    """The stage that the daemon runs: same pixels as correcting first and preparing then, also within a region."""
+    gain, dark = arrays((64, 64, 1))
+    image = np.random.default_rng(2).integers(0, 256, (64, 64, 1), dtype=np.uint8)
+    frame, corrected = (Frame(FrameId("cam", 1, 0, 0), pixels) for pixels in (image, by_numpy(image, gain, dark)))
+    roi = (3, 9, 40, 48)
+
+    seen = Preprocess(SPEC, roi, (64, 64), FlatField(gain, dark))(frame)
+
+    np.testing.assert_array_equal(seen.pixels, Preprocess(SPEC, roi)(corrected).pixels)
+
+
+def test_a_frame_of_another_size_is_refused() -> None:
+    """Its pixels are not those that were calibrated; the same where only a scale is known."""
+    gain, dark = arrays((64, 64, 1))
+    frame = Frame(FrameId("cam", 1, 0, 0), np.zeros((64, 80, 1), np.uint8))
+
+    with pytest.raises(ImageRefused, match="80 x 64 px in 1 channels, the camera's flat field is for 64 x 64"):
+        FlatField(gain, dark)(frame.image)
+    with pytest.raises(ImageRefused, match="frame of 80 x 64 px, the camera's calibration is for 64 x 64 px"):
+        Preprocess(SPEC, None, (64, 64))(frame)
+
+
+def test_a_region_beyond_the_frame_is_refused_before_anything_is_corrected() -> None:
+    """No pixel outside the frame is ever touched."""
+    gain, dark = arrays((64, 64, 1))
+    frame = Frame(FrameId("cam", 1, 0, 0), np.zeros((64, 64, 1), np.uint8))
+
+    with pytest.raises(ImageRefused, match="region of interest"):
+        Preprocess(SPEC, (40, 0, 32, 32), (64, 64), FlatField(gain, dark))(frame)
+
+
+def test_a_calibration_without_arrays_has_no_flat_field() -> None:
+    """A scale alone leaves frames as they are."""
+    assert flat_field_of(None) is None
+    assert flat_field_of(CameraCalibration("id", (8, 8))) is None
