@@ -26,7 +26,7 @@ from unittest.mock import patch
 import msgspec
 import numpy as np
 
-from edge import daemon
+from edge import daemon, loading
 from edge.bundle import derive_bundle, open_bundle
 from edge.clock import SystemClock
 from edge.config import load_config
@@ -79,7 +79,7 @@ def in_a_hurry() -> Iterator[None]:
         for _ in range(spec.depth):
             self.collect(60.0)
 
-    with patch.object(daemon, "Pace", lambda: lambda: None), patch.object(OpenVinoEngine, "warmup", all_at_once):
+    with patch.object(loading, "Pace", lambda: lambda: None), patch.object(OpenVinoEngine, "warmup", all_at_once):
         yield
 
 

@@ -23,7 +23,7 @@ from calib.scoring import Scored, score_parts
 from calib.threshold import fit_threshold, require_parts, required_parts
 from calib.zoning import fit_zones, require_zone_parts
 from edge.bundle import (
-    CameraCalibration,
+    CameraThresholds,
     ModelBundle,
     ScoreCalibration,
     Zone,
@@ -140,7 +140,7 @@ def _draft(source: ModelBundle, request: Request, sample: Sample) -> ModelBundle
     regions = regions_of(request, sample)
     plain = msgspec.structs.replace(source.calibration, roi_xywh=None, zones=(), cameras={})
     table = {
-        camera: CameraCalibration(
+        camera: CameraThresholds(
             threshold=plain.threshold,
             pixel_threshold=plain.pixel_threshold,
             min_area_px=plain.min_area_px,
@@ -245,7 +245,7 @@ def _calibration(
     source: ModelBundle, draft: ModelBundle, fits: dict[str, Fit], request: Request, engine: str, digest: str
 ) -> ScoreCalibration:
     table = {
-        camera: CameraCalibration(
+        camera: CameraThresholds(
             threshold=fit.fitted.threshold,
             pixel_threshold=fit.pixel_threshold,
             min_area_px=fit.min_area_px,

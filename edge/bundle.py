@@ -186,7 +186,7 @@ class Zone(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 RoiXywh = tuple[int, int, int, int]
 
 
-class CameraCalibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CameraThresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One camera's line in the table of a calibration of several; the fields are those of `ScoreCalibration`."""
 
     threshold: float
@@ -228,7 +228,7 @@ class ScoreCalibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     block: tuple[int, int] | None = None
     roi_xywh: RoiXywh | None = None
     zones: tuple[Zone, ...] = ()
-    cameras: dict[str, CameraCalibration] = {}
+    cameras: dict[str, CameraThresholds] = {}
 
     def of(self, camera: str) -> ScoreCalibration:
         """What holds for one camera; uncertified for one that is not in the table, if there is a table."""
@@ -242,7 +242,7 @@ class ScoreCalibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def lowest(self) -> float:
         """The lowest raw map value that matters anywhere: to an image, a pixel, a zone, a camera."""
-        tables: list[ScoreCalibration | CameraCalibration] = [self, *self.cameras.values()]
+        tables: list[ScoreCalibration | CameraThresholds] = [self, *self.cameras.values()]
         return min(min(t.threshold, t.pixel_threshold) - max([0.0, *(z.offset for z in t.zones)]) for t in tables)
 
 
@@ -704,12 +704,12 @@ def _parse_golden(directory: Path, manifest: Manifest, content: Mapping[str, byt
 def _require_sane_calibration(where: Path, calibration: ScoreCalibration) -> None:
     if (calibration.block is None) == (calibration.unit == "block") or min(calibration.block or (1, 0)) < 0:
         raise BundleError(f"{where}: unit {calibration.unit!r} with block {calibration.block}; make the bundle again")
-    tables: list[ScoreCalibration | CameraCalibration] = [calibration, *calibration.cameras.values()]
+    tables: list[ScoreCalibration | CameraThresholds] = [calibration, *calibration.cameras.values()]
     for table in tables:
         _require_sane_table(where, table)
 
 
-def _require_sane_table(where: Path, table: ScoreCalibration | CameraCalibration) -> None:
+def _require_sane_table(where: Path, table: ScoreCalibration | CameraThresholds) -> None:
     rings = [ring for zone in table.zones for ring in zone.rings_xy]
     places = [*(zone.offset for zone in table.zones), *(value for ring in rings for point in ring for value in point)]
     if not all(math.isfinite(value) for value in (table.threshold, table.pixel_threshold, *table.scores, *places)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from edge.bundle import CameraCalibration, MapGeometry, ScoreCalibration
+from edge.bundle import CameraThresholds, MapGeometry, ScoreCalibration
 from edge.config import EdgeConfig
 from edge.stages.segment import Segment
 from edge.stages.zones import Zones
@@ -61,8 +61,8 @@ def segments_of_line(config: EdgeConfig, calibration: ScoreCalibration) -> dict[
     }
 
 
-def _row(calibration: ScoreCalibration, certified: bool) -> CameraCalibration:
-    return CameraCalibration(
+def _row(calibration: ScoreCalibration, certified: bool) -> CameraThresholds:
+    return CameraThresholds(
         threshold=calibration.threshold,
         pixel_threshold=calibration.pixel_threshold,
         min_area_px=calibration.min_area_px,

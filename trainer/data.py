@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -21,11 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calib.dataset import data_sha256, file_sha256
+from calib.labels import Labeled
 from edge.bundle import InputSpec
 from edge.errors import DataError, ImageRefused
 from edge.images import IMAGE_SUFFIXES, read_image
 from edge.stages.preprocess import prepare
 from edge.stages.tile import cut
+from trainer.labeled import NO_CHANGES, LabelChanges, label_changes
 from trainer.method import Frames
 
 MIN_HELD_OUT = 6
@@ -57,7 +59,8 @@ class TrainingSet:
 
     ``names`` are relative to ``folder``, sorted; ``file_sha256`` belongs to each; ``data_sha256`` is the digest of all
     names with their file digests; ``crops`` is how many of the frames, in this order, each image gave: one where images
-    are resized; ``skipped`` are the files left out by option.  A place in the set is an image's, never a crop's.
+    are resized; ``skipped`` are the files left out by option; ``labels`` say which images come from elsewhere, last,
+    and which are left out.  A place in the set is an image's, never a crop's.
     """
 
     folder: Path
@@ -67,6 +70,7 @@ class TrainingSet:
     data_sha256: str
     crops: tuple[int, ...]
     skipped: tuple[BadFile, ...] = ()
+    labels: LabelChanges = NO_CHANGES
 
     @property
     def channels(self) -> Literal[1, 3]:
@@ -86,7 +90,8 @@ class TrainingSet:
 
     def paths(self, places: NDArray[np.int64]) -> list[Path]:
         """The files of the images at ``places``."""
-        return [self.folder / self.names[place] for place in places]
+        names = (self.names[place] for place in places)
+        return [self.labels.added.get(name, self.folder / name) for name in names]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,32 +109,41 @@ class Split:
 
 
 def load_training_set(
-    data: Path, *, size_px: int, aspect: Literal["stretch", "keep"], skip_bad: bool, fit: Fit = "resize"
+    data: Path,
+    *,
+    size_px: int,
+    aspect: Literal["stretch", "keep"],
+    skip_bad: bool,
+    fit: Fit = "resize",
+    labels: Labeled | None = None,
 ) -> TrainingSet:
     """Read the good images of ``data``: ``data/train/good`` (MVTec AD layout), or ``data`` itself.
 
     With ``fit`` "resize" each becomes one frame of ``size_px`` x ``size_px``; with "tile" it keeps its resolution and
     is covered by overlapping crops of that size.  Every file counts: one that is not an image, or is damaged, is
-    refused by name, or left out with ``skip_bad``.
+    refused by name, or left out with ``skip_bad``.  ``labels`` add false rejects that are not in the folder and take
+    out, by content, what they call real defects.
 
     Raises:
         DataError: no such folder, no image in it, or bad files without ``skip_bad``; names the first few.
     """
     folder = find_good_folder(data)
-    paths = sorted(folder.iterdir(), key=lambda path: path.name)
+    paths = {path.name: path for path in sorted(folder.iterdir(), key=lambda path: path.name)}
+    changes = label_changes(paths, labels)
+    paths = {name: path for name, path in paths.items() if name not in changes.defects} | dict(changes.added)
     store = _FrameStore(len(paths), size_px)
     names: list[str] = []
     digests: list[str] = []
     crops: list[int] = []
     bad: list[BadFile] = []
-    for path in paths:
+    for name, path in paths.items():
         try:
             frames = _read_prepared(path, size_px, aspect, fit)
         except ImageRefused as error:
-            bad.append(BadFile(path.name, str(error).removeprefix(f"{path}: ")))
+            bad.append(BadFile(name, str(error).removeprefix(f"{path}: ")))
             continue
         store.add(frames)
-        names.append(path.name)
+        names.append(name)
         digests.append(file_sha256(path))
         crops.append(len(frames))
     if bad and not skip_bad:
@@ -147,6 +161,7 @@ def load_training_set(
         data_sha256(zip(names, digests, strict=True)),
         tuple(crops),
         tuple(bad),
+        changes,
     )
 
 
@@ -171,12 +186,19 @@ def find_good_folder(data: Path) -> Path:
 
 
 def split_by_part(
-    names: Sequence[str], file_sha256: Sequence[str], *, share: float, seed: int, part_regex: str | None = None
+    names: Sequence[str],
+    file_sha256: Sequence[str],
+    *,
+    share: float,
+    seed: int,
+    part_regex: str | None = None,
+    parts: Mapping[str, str] | None = None,
 ) -> Split:
     """Set ``share`` of the images aside, at least ``MIN_HELD_OUT``, keeping all images of one physical part together.
 
     The part of an image is what ``part_regex`` finds in its name (the first group if it has one); without it each file
-    is a part of its own.  Files with the same bytes always count as one part.  The same arguments give the same split.
+    is a part of its own; ``parts`` says it for names that it has.  Files with the same bytes always count as one part.
+    The same arguments give the same split.
 
     Raises:
         DataError: too few images or parts, a wrong regular expression, or a name in which it finds nothing.
@@ -189,18 +211,18 @@ def split_by_part(
             f"{len(names)} good images are too few: training needs at least {need} "
             f"({MIN_TRAINING} to learn from, {MIN_HELD_OUT} set aside); add good images"
         )
-    parts = _parts(names, file_sha256, part_regex)
-    order = np.random.default_rng(seed).permutation(len(parts))
+    groups = _parts(_part_names(names, part_regex, parts or {}), file_sha256)
+    order = np.random.default_rng(seed).permutation(len(groups))
     wanted = max(MIN_HELD_OUT, round(share * len(names)))
     held: list[list[int]] = []
     for place in order:
         if sum(map(len, held)) >= wanted:
             break
-        held.append(parts[place])
+        held.append(groups[place])
     train = np.array(sorted(set(range(len(names))) - {i for part in held for i in part}), np.int64)
     if len(train) < MIN_TRAINING:
         raise DataError(
-            f"{len(parts)} physical parts among {len(names)} images leave {len(train)} images to learn from, "
+            f"{len(groups)} physical parts among {len(names)} images leave {len(train)} images to learn from, "
             f"{MIN_TRAINING} are needed; add parts, or check --part-regex {part_regex!r}"
         )
     return _halves(train, held)
@@ -217,11 +239,11 @@ def _halves(train: NDArray[np.int64], held: list[list[int]]) -> Split:
     return Split(train, np.array(sorted(first), np.int64), np.array(sorted(second), np.int64), shared=False)
 
 
-def _parts(names: Sequence[str], file_sha256: Sequence[str], part_regex: str | None) -> list[list[int]]:
+def _parts(part_names: Sequence[str], file_sha256: Sequence[str]) -> list[list[int]]:
     """Places grouped by part; two groups with a file in common (same bytes) become one."""
     group_of: dict[str, int] = {}
     members: dict[int, list[int]] = defaultdict(list)
-    for place, (part, digest) in enumerate(zip(_part_names(names, part_regex), file_sha256, strict=True)):
+    for place, (part, digest) in enumerate(zip(part_names, file_sha256, strict=True)):
         keys = (f"part {part}", f"file {digest}")
         homes = sorted({group_of[key] for key in keys if key in group_of})
         home = homes[0] if homes else place
@@ -233,21 +255,23 @@ def _parts(names: Sequence[str], file_sha256: Sequence[str], part_regex: str | N
     return [sorted(members[home]) for home in sorted(members)]
 
 
-def _part_names(names: Sequence[str], part_regex: str | None) -> list[str]:
+def _part_names(names: Sequence[str], part_regex: str | None, known: Mapping[str, str]) -> list[str]:
     if part_regex is None:
-        return list(names)
+        return [known.get(name, name) for name in names]
     try:
         pattern = re.compile(part_regex)
     except re.error as error:
         raise DataError(f"--part-regex {part_regex!r} is not a regular expression: {error}") from error
-    found = [pattern.search(name) for name in names]
-    missing = [name for name, match in zip(names, found, strict=True) if match is None]
+    found = {name: pattern.search(name) for name in names if name not in known}
+    missing = [name for name, match in found.items() if match is None]
     if missing:
         raise DataError(
             f"--part-regex {part_regex!r} finds no part in {len(missing)} of {len(names)} names "
             f"({', '.join(missing[:3])}); every image must name its part"
         )
-    return [match.group(1 if pattern.groups else 0) or "" for match in found if match is not None]
+    group = 1 if pattern.groups else 0
+    parts = {**{name: match.group(group) or "" for name, match in found.items() if match is not None}, **known}
+    return [parts[name] for name in names]
 
 
 def _read_prepared(path: Path, size_px: int, aspect: Literal["stretch", "keep"], fit: Fit) -> list[Frames]:

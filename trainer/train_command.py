@@ -21,6 +21,7 @@ import typer
 from edge.errors import CommandError
 
 if TYPE_CHECKING:
+    from calib.labels import Labeled
     from edge.bundle import InputSpec
     from trainer.config import MethodConfig, Schedule
     from trainer.data import Fit, Split, TrainingSet
@@ -70,6 +71,10 @@ def train(
     part_regex: Annotated[
         str | None, typer.Option(help="What names the physical part in a file name; its images stay together.")
     ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(help="Labels from `kizu console --annotate`: false rejects are good images too, defects are not."),
+    ] = None,
     refine: Annotated[
         str | None,
         typer.Option(
@@ -81,7 +86,9 @@ def train(
 ) -> None:
     """Learn what good parts look like and write a bundle with a provisional threshold."""
     _wait_politely()
+    from calib.labels import open_labels
     from trainer.data import load_training_set, split_by_part
+    from trainer.labeled import require_agreed
     from trainer.methods import METHODS
     from trainer.presets import choose_preset
     from trainer.refine import RefineRequest
@@ -93,15 +100,22 @@ def train(
     chosen_refine = None if refine is None else RefineRequest.parse(refine)
     _require_fair(config, data, chosen_aspect, chosen_fit)
     _require_clear_start(checkpoint_path(out), resume)
+    labeled = None if labels is None else open_labels(labels)
+    if labeled is not None and (folder := getattr(config, "bad", None)) is not None:
+        require_agreed(labeled, Path(folder))
     _use_threads(threads)
     # Before the images: a missing teacher is told at once.
     learner = METHODS[method](config, seed=seed, device=device)
 
     found = load_training_set(
-        data, size_px=config.size_px, aspect=chosen_aspect, skip_bad=skip_bad_images, fit=chosen_fit
+        data, size_px=config.size_px, aspect=chosen_aspect, skip_bad=skip_bad_images, fit=chosen_fit, labels=labeled
     )
-    split = split_by_part(found.names, found.file_sha256, share=holdout, seed=seed, part_regex=part_regex)
+    split = split_by_part(
+        found.names, found.file_sha256, share=holdout, seed=seed, part_regex=part_regex, parts=found.labels.parts
+    )
     _print_data(found, split)
+    if labeled is not None:
+        _print_labels(found, labeled)
     job = _Job(learner, found, split, config, seed, chosen_aspect, chosen_fit, out, chosen_refine)
     _require_joinable(job)
     _require_refinable(job)
@@ -261,6 +275,15 @@ def _print_data(found: TrainingSet, split: Split) -> None:
         print("map statistics and threshold share the images set aside (40 of them would allow disjoint halves)")
 
 
+def _print_labels(found: TrainingSet, labeled: Labeled) -> None:
+    learned = len(found.labels.added.keys() & set(found.names))
+    print(f"{learned} of these are false rejects from {labeled.file}, which `kizu calibrate` will not take again")
+    if found.labels.defects:
+        print(f"left out, real defects by that file: {', '.join(found.labels.defects)}", file=sys.stderr)
+    if labeled.pictureless:
+        print(f"{labeled.pictureless} labels have no picture and count for nothing here", file=sys.stderr)
+
+
 def _learn(job: _Job, *, steps: int | None, minutes: float | None, resume: bool) -> tuple[Schedule, Outcome]:
     """Train; the returned schedule says how many steps `--minutes` came to."""
     from trainer.loop import Outcome, checkpoint_progress, plan_steps, run_training
@@ -376,6 +399,8 @@ def _provenance(job: _Job, schedule: Schedule, outcome: Outcome) -> dict[str, An
             "statistics": [found.names[place] for place in split.statistics],
             "threshold": [found.names[place] for place in split.threshold],
             "skipped": [f"{bad.name}: {bad.problem}" for bad in found.skipped],
+            **({"false_rejects": list(found.labels.added)} if found.labels.added else {}),
+            **({"real_defects": list(found.labels.defects)} if found.labels.defects else {}),
         },
         # `kizu calibrate` refuses these images and `kizu evaluate` points them out, by what is in the file.
         "training_files": sorted(found.file_sha256[place] for place in split.train),

@@ -18,7 +18,7 @@ from calib.dataset import file_sha256
 from calib.evaluate_command import evaluate
 from calib.quantize import LEAST_GOOD, margin_share
 from calib.quantize_command import quantize
-from edge.bundle import CameraCalibration, ModelBundle, ScoreCalibration, check_golden, open_bundle
+from edge.bundle import CameraThresholds, ModelBundle, ScoreCalibration, check_golden, open_bundle
 from edge.engines.registry import open_engine
 from edge.errors import CalibrationError, CommandError, DataError, ParityError
 from edge.graph import quantized_types
@@ -283,7 +283,7 @@ def test_thresholds_by_camera_are_not_guessed_again(
     make_bundle: Callable[..., ModelBundle], good_folder: Folder, invoke: Invoke, tmp_path: Path
 ) -> None:
     """A folder does not say which camera took its images; the table is made again from the quantized bundle."""
-    row = CameraCalibration(2.0, 2.0, 1, (1.0,))
+    row = CameraThresholds(2.0, 2.0, 1, (1.0,))
     table = msgspec.structs.replace(make_bundle(tmp_path / "plain").calibration, cameras={"left": row})
     source = make_bundle(tmp_path / "table", calibration=table).path
 

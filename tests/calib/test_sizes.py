@@ -18,8 +18,7 @@ from calib.sizes_command import sizes
 from calib.sizes_picture import draw
 from calib.trials import Plan
 from dark_spots import SIDE, dark_bundle
-from edge.bundle import CameraCalibration as CameraRow
-from edge.bundle import ModelBundle, Zone
+from edge.bundle import CameraThresholds, ModelBundle, Zone
 from edge.camera import CameraCalibration, Plane
 from edge.errors import CommandError, DataError
 from edge.images import decode_image, encode_mask_png, encode_png
@@ -64,7 +63,7 @@ def test_what_lies_in_no_zone_is_not_found_and_a_camera_must_be_named(bundle: Mo
     """The bundle's zone is a corner: spots elsewhere are planted, and none of them counts as found."""
     corner = Zone("corner", (((0.0, 0.0), (8.0, 0.0), (8.0, 8.0), (0.0, 8.0)),))
     zoned = msgspec.structs.replace(bundle.calibration, zones=(corner,))
-    row = CameraRow(zoned.threshold, zoned.pixel_threshold, 1, (0.1,))
+    row = CameraThresholds(zoned.threshold, zoned.pixel_threshold, 1, (0.1,))
     table = msgspec.structs.replace(bundle.calibration, cameras={"left": row})
 
     (curve,) = tried(replace(bundle, calibration=zoned), good).curves

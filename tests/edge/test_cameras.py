@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge.bundle import CameraCalibration, ModelBundle, ScoreCalibration, Zone
+from edge.bundle import CameraThresholds, ModelBundle, ScoreCalibration, Zone
 from edge.cameras import calibration_of_line, uncertified
 from edge.clock import ManualClock
 from edge.config import EdgeConfig
@@ -21,7 +21,7 @@ from edge.types import Decision, Frame, FrameId, ModelInput, Reason, Verdict
 from edge.warrant import Warrant
 
 GOOD = tuple(sorted(np.random.default_rng(0).gumbel(0, 1, 300).tolist()))
-ROW = CameraCalibration(1.0, 1.0, 4, (0.1, 0.5))
+ROW = CameraThresholds(1.0, 1.0, 4, (0.1, 0.5))
 CALIBRATION = ScoreCalibration(
     "order-statistic", True, 2.0, 2.0, 1, (), "onnxruntime 1 cpu", "0" * 64, cameras={"left": ROW}
 )
@@ -78,9 +78,9 @@ def test_each_camera_is_judged_by_its_own_row(tiny_bundle: ModelBundle) -> None:
     corner = Zone("corner", (((0.0, 0.0), (16.0, 0.0), (16.0, 16.0), (0.0, 16.0)),), offset=-0.75)
     rows = {
         "left": ROW,
-        "right": CameraCalibration(2.0, 2.0, 4, (0.1,)),
-        "zoned": CameraCalibration(1.0, 1.0, 4, (0.1,), zones=(corner,)),
-        "lost": CameraCalibration(1.0, 1.0, 4, (0.1,), zones=(far,)),
+        "right": CameraThresholds(2.0, 2.0, 4, (0.1,)),
+        "zoned": CameraThresholds(1.0, 1.0, 4, (0.1,), zones=(corner,)),
+        "lost": CameraThresholds(1.0, 1.0, 4, (0.1,), zones=(far,)),
     }
     calibration = msgspec.structs.replace(CALIBRATION, cameras=rows)
     bundle = ModelBundle(
@@ -102,7 +102,7 @@ def test_the_watch_looks_at_certified_cameras_and_at_parts_as_they_were_counted(
     """Frames of one part with scores as the sample's: by part nothing changed, and a camera without a row is not
     watched."""
     calibration = msgspec.structs.replace(
-        CALIBRATION, unit="part", cameras={"left": CameraCalibration(9.0, 9.0, 1, GOOD)}
+        CALIBRATION, unit="part", cameras={"left": CameraThresholds(9.0, 9.0, 1, GOOD)}
     )
     told: list[str] = []
     warrant = Warrant(
@@ -124,7 +124,7 @@ def test_the_watch_looks_at_certified_cameras_and_at_parts_as_they_were_counted(
 
 def test_control_frames_taken_for_parts_void_a_certificate_that_holds(tmp_path: Path) -> None:
     """Planted: the same frames watched one by one."""
-    calibration = msgspec.structs.replace(CALIBRATION, cameras={"left": CameraCalibration(9.0, 9.0, 1, GOOD)})
+    calibration = msgspec.structs.replace(CALIBRATION, cameras={"left": CameraThresholds(9.0, 9.0, 1, GOOD)})
     warrant = Warrant(tmp_path / "void.json", calibration, "m", ["left"], WatchSettings(1e5), ManualClock())
     rng = np.random.default_rng(2)
     for part in range(600):

@@ -153,8 +153,8 @@ def test_a_center_that_a_resume_computes_anew_is_noticed(
 
 def test_the_center_is_the_mean_latent_at_the_end_of_the_warm_up(photos: Frames) -> None:
     """Of all training images, and then it stays."""
-    method = prepared(TINY, photos)
-    run_training(method, photos[:8], photos[8:], replace(TINY.schedule(8), steps=2), seed=1, identity={})
+    asked = iter(range(TINY.warmup_steps, 0, -1))
+    method = trained(TINY, photos, stopped=lambda: next(asked) == 1)
     with torch.no_grad():
         expected = latent_center(method.nets.generator.encoder(to_signed(torch.from_numpy(photos[:8]))))
     assert not method.nets.center.any(), "there is none before"
