@@ -17,6 +17,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -360,6 +361,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kernel-deb", type=Path, help="a linux-image-*-amd64 package, instead of fetching one")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # qemu must not outlive us
     for tool in ("qemu-system-x86_64", "busybox", "mkfs.ext4", "dpkg-deb"):
         if shutil.which(tool) is None:
             sys.exit(f"{tool} is missing: apt-get install qemu-system-x86 busybox-static e2fsprogs")

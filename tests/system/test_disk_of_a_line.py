@@ -133,7 +133,7 @@ class Line:
 
     def said(self, event: str) -> dict[str, Any] | None:
         """The daemon's own line about `event`, once it is there."""
-        for line in self.output.read_text().splitlines():
+        for line in self.output.read_text().split("\n")[:-1]:  # the last may not be there as a whole yet
             if f'"event":"{event}"' in line:
                 found: dict[str, Any] = msgspec.json.decode(line)
                 return found

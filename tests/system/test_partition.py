@@ -101,12 +101,15 @@ class Line:
 
     def times(self, what: str, after: float = 0.0) -> list[float]:
         """When the camera told of `what`."""
-        lines = [line.split() for line in self.said("camera").splitlines()]
-        return [float(words[0]) for words in lines if words[1] == what and float(words[0]) > after]
+        return [float(words[0]) for words in self._told() if words[1] == what and float(words[0]) > after]
 
     def acked(self) -> set[tuple[int, int]]:
-        lines = [line.split() for line in self.said("camera").splitlines()]
-        return {(int(words[2]), int(words[3])) for words in lines if words[1] == "acked"}
+        return {(int(words[2]), int(words[3])) for words in self._told() if words[1] == "acked"}
+
+    def _told(self) -> list[list[str]]:
+        """The camera's lines as words; the last one may not be there as a whole yet."""
+        lines = [line.split() for line in self.said("camera").split("\n")[:-1]]
+        return [words for words in lines if len(words) >= 2]
 
     def until(self, what: str, done: Callable[[], object], timeout_s: float = 20.0) -> float:
         """Look every 5 ms; when it was seen."""
