@@ -176,7 +176,11 @@ def inside() -> int:
         try:
             told = {"step": step.__name__, "ok": True, "found": step()}
         except (AssertionError, OSError, subprocess.SubprocessError) as error:
-            told = {"step": step.__name__, "ok": False, "found": f"{error}\n{_journal()}"[-6000:]}
+            told = {
+                "step": step.__name__,
+                "ok": False,
+                "found": f"{error}\n{_journal(UNIT)}\n{_journal(CONSOLE)}"[-6000:],
+            }
         with RESULTS.open("a") as file:
             file.write(json.dumps(told) + "\n")
         if not told["ok"]:
