@@ -21,6 +21,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edge.errors import ConfigError
+from edge.keys import located
 
 COOKIE: Final = "kizu_console"
 MIN_TOKEN: Final = 20
@@ -52,12 +53,13 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def read_token(file: Path) -> str:
-    """The token in `file`.
+def read_token(path: Path) -> str:
+    """The token in the file at `path`, or in systemd's `credential:NAME`.
 
     Raises:
         ConfigError: it cannot be read, others may read it, or it is too short to be a secret.
     """
+    file, by_systemd = located(str(path))
     try:
         with file.open("rb") as opened:
             mode, data = file.stat().st_mode, opened.read(_MAX_TOKEN_BYTES + 1)
@@ -65,7 +67,7 @@ def read_token(file: Path) -> str:
         raise ConfigError(
             f"token {file}: {error.strerror}; make one with `(umask 077; head -c 24 /dev/urandom | base64 > {file})`"
         ) from None
-    if mode & 0o077:
+    if mode & 0o077 and not by_systemd:
         raise ConfigError(f"token {file}: others may read it (mode {mode & 0o777:o}); run `chmod 600 {file}`")
     token = data.decode("utf-8", "replace").strip()
     if len(token) < MIN_TOKEN or len(data) > _MAX_TOKEN_BYTES or not token.isascii() or not token.isprintable():

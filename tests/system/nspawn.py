@@ -1,4 +1,4 @@
-"""The unit under a real systemd: READY, sandbox, a hung line killed by its watchdog, restart, state kept.
+"""The units under a real systemd: READY, sandbox, credentials, a hung line killed by its watchdog, restart, state kept.
 
 Run by `make test-system`, as root, where systemd-nspawn is (apt-get install systemd-container). This machine's own
 files become the container's, under an overlay in memory, so nothing here is changed and nothing is downloaded. The
@@ -7,22 +7,28 @@ container boots systemd and runs this file again, inside (`--inside`), which sta
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 UNIT = "kizu-edge@line-1"
+CONSOLE = "kizu-console@line-1"
 KIZU = "/opt/kizu/.venv/bin/kizu"
 HANG = Path("/etc/kizu/hang")
 PHOTOS = "/opt/kizu/src/edge/demo/photos/test/good"
 RESULTS = Path("/kizu-results.jsonl")
+TOKEN = "correct-horse-battery-staple"
 SECONDS = 400
 
 LINE = """\
@@ -30,6 +36,7 @@ line = "line-1"
 bundle = "/opt/kizu/src/edge/demo/bundle"
 frames_address = "tcp://127.0.0.1:5550"
 events_address = "tcp://127.0.0.1:5551"
+replay_address = "tcp://127.0.0.1:5552"
 [[cameras]]
 name = "left"
 [log]
@@ -37,6 +44,15 @@ path = "/var/lib/kizu/line-1/events.sqlite"
 [security]
 secret_key = "credential:server.key"
 peers = "/etc/kizu/peers.toml"
+[metrics]
+certificate = "/etc/kizu/metrics.crt"
+private_key = "credential:metrics.key"
+login = "credential:metrics.login"
+"""
+CONSOLE_LINE = """\
+KIZU_EVENTS=tcp://127.0.0.1:5551
+KIZU_REPLAY=tcp://127.0.0.1:5552
+KIZU_CONSOLE_OPTIONS=--key credential:console.key --server-key /etc/kizu/server.pub --token credential:console.token
 """
 # A flaw planted from outside: while the file is there, looking at a picture takes for ever.
 HANGING = f"""\
@@ -121,7 +137,8 @@ def _furnish(root: Path) -> None:
     for name in ("getty.target", "systemd-timesyncd.service", "systemd-logind.service", "systemd-resolved.service"):
         (units / name).symlink_to("/dev/null")
     (units / "default.target").symlink_to("/lib/systemd/system/multi-user.target")
-    shutil.copy(ROOT / "systemd/kizu-edge@.service", units)
+    for name in ("kizu-edge@.service", "kizu-console@.service"):
+        shutil.copy(ROOT / "systemd" / name, units)
     (units / "check.service").write_text(
         f"[Service]\nType=oneshot\nTimeoutStartSec={SECONDS}\nStandardOutput=journal+console\n"
         f"ExecStart=/opt/kizu/python /opt/kizu/src/{Path(__file__).relative_to(ROOT)} --inside\n"
@@ -140,6 +157,7 @@ def _furnish(root: Path) -> None:
     (root / "opt/kizu/planted/sitecustomize.py").write_text(HANGING)
     (root / "etc/kizu").mkdir()
     (root / "etc/kizu/line-1.toml").write_text(LINE)
+    (root / "etc/kizu/line-1.console").write_text(CONSOLE_LINE)
 
 
 def _executable(path: Path, text: str) -> None:
@@ -153,12 +171,16 @@ def _executable(path: Path, text: str) -> None:
 
 def inside() -> int:
     """Every step in turn, each told as one JSON line."""
-    steps: list[Callable[[], object]] = [keys, start, sandbox, inspect, hang, recovered, stop]
+    steps: list[Callable[[], object]] = [keys, start, sandbox, inspect, metrics, console, hang, recovered, stop]
     for step in steps:
         try:
             told = {"step": step.__name__, "ok": True, "found": step()}
         except (AssertionError, OSError, subprocess.SubprocessError) as error:
-            told = {"step": step.__name__, "ok": False, "found": f"{error}\n{_journal()}"[-6000:]}
+            told = {
+                "step": step.__name__,
+                "ok": False,
+                "found": f"{error}\n{_journal(UNIT)}\n{_journal(CONSOLE)}"[-6000:],
+            }
         with RESULTS.open("a") as file:
             file.write(json.dumps(told) + "\n")
         if not told["ok"]:
@@ -171,8 +193,21 @@ def inside() -> int:
 def keys() -> str:
     """The daemon's secret stays root's; the camera is put on the list."""
     run(KIZU, "keys", "server", "--folder", "/etc/kizu/keys")
-    Path("/etc/kizu/peers.toml").write_text(run(KIZU, "keys", "camera", "left", "--folder", "/etc/kizu/keys"))
-    Path("/etc/kizu/peers.toml").chmod(0o644)
+    folder, peers = Path("/etc/kizu/keys"), Path("/etc/kizu/peers.toml")
+    admitted = [("camera", "left"), ("subscriber", "console")]
+    peers.write_text("".join(run(KIZU, "keys", kind, name, "--folder", str(folder)) for kind, name in admitted))
+    run(KIZU, "keys", "metrics", "prometheus", "--folder", str(folder))
+    shutil.copy(folder / "server.pub", "/etc/kizu/server.pub")
+    sys.path.insert(0, str(ROOT / "tests/helpers"))
+    from self_signed import self_signed
+
+    page, secret = self_signed(folder)
+    shutil.copy(page, "/etc/kizu/metrics.crt")
+    secret.rename(folder / "metrics.key")
+    (folder / "console.token").write_text(TOKEN)
+    (folder / "console.token").chmod(0o600)
+    for public in (peers, Path("/etc/kizu/server.pub"), Path("/etc/kizu/metrics.crt")):
+        public.chmod(0o644)
     return "made"
 
 
@@ -211,6 +246,47 @@ def inspect() -> str:
     )  # fmt: skip
     assert refused.returncode == 1 and "it has not admitted this camera" in refused.stderr, refused
     return said
+
+
+def metrics() -> dict[str, int]:
+    """By TLS and with the login only, both from credentials that the service cannot read where root keeps them."""
+    context = ssl.create_default_context(cafile="/etc/kizu/metrics.crt")
+    password = Path("/etc/kizu/keys/metrics-prometheus.password").read_text().strip()
+    login = base64.b64encode(f"prometheus:{password}".encode()).decode()
+    without, _ = page("https://127.0.0.1:9464/metrics", context)
+    found, text = page("https://127.0.0.1:9464/metrics", context, {"Authorization": f"Basic {login}"})
+    assert (without, found) == (401, 200), (without, found)
+    assert 'kizu_verdicts_total{camera="left"' in text, text[:2000]
+    return {"without": without, "with": found}
+
+
+def console() -> dict[str, object]:
+    """READY under its own unit; on a line with keys its page tells the verdicts to whoever has the token."""
+    run("systemctl", "start", CONSOLE)
+    assert shown("ActiveState", unit=CONSOLE)["ActiveState"] == "active"
+    refused, _ = page("http://127.0.0.1:8470/events")
+    deadline, told = time.monotonic() + 60, ""
+    asked = urllib.request.Request("http://127.0.0.1:8470/events", headers={"Authorization": f"Bearer {TOKEN}"})
+    with urllib.request.urlopen(asked, timeout=20) as stream:
+        while '"left"' not in told:
+            assert time.monotonic() < deadline, f"no camera within a minute: {told[-2000:]}\n{_journal(CONSOLE)}"
+            told += stream.readline().decode()
+    assert refused == 401, refused
+    run("systemctl", "stop", CONSOLE)
+    found = shown("ActiveState", "Result", "ExecMainStatus", unit=CONSOLE)
+    assert found == {"ActiveState": "inactive", "Result": "success", "ExecMainStatus": "0"}, found
+    assert Path("/var/lib/kizu-console/line-1/labels.jsonl").exists()
+    return {"without a token": refused, **found}
+
+
+def page(url: str, context: ssl.SSLContext | None = None, headers: dict[str, str] | None = None) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers or {}), timeout=20, context=context
+        ) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, ""
 
 
 def hang() -> dict[str, object]:
@@ -265,7 +341,7 @@ def logged() -> int:
         "print(len(log.read_since(0, 10000))); log.close()"
     )
     shutil.rmtree("/tmp/copy", ignore_errors=True)
-    shutil.copytree("/var/lib/kizu/line-1", "/tmp/copy", ignore=shutil.ignore_patterns("numba"))
+    shutil.copytree("/var/lib/kizu/line-1", "/tmp/copy", ignore=shutil.ignore_patterns("numba", "*.control"))
     return int(run("/opt/kizu/python", "-c", code))
 
 
@@ -273,8 +349,8 @@ def pid() -> int:
     return int(shown("MainPID")["MainPID"])
 
 
-def shown(*names: str) -> dict[str, str]:
-    lines = run("systemctl", "show", UNIT, *(f"--property={name}" for name in names)).splitlines()
+def shown(*names: str, unit: str = UNIT) -> dict[str, str]:
+    lines = run("systemctl", "show", unit, *(f"--property={name}" for name in names)).splitlines()
     return dict(line.split("=", 1) for line in lines)
 
 
@@ -284,8 +360,8 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-def _journal() -> str:
-    return subprocess.run(["journalctl", "--no-pager", "-o", "cat", "-u", UNIT], capture_output=True, text=True).stdout
+def _journal(unit: str = UNIT) -> str:
+    return subprocess.run(["journalctl", "--no-pager", "-o", "cat", "-u", unit], capture_output=True, text=True).stdout
 
 
 if __name__ == "__main__":

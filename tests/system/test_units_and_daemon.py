@@ -38,6 +38,15 @@ def test_the_edge_unit_passes_on_what_a_line_needs() -> None:
     assert values(text, "RestartPreventExitStatus") == ["2"]
 
 
+@pytest.mark.parametrize("unit", SERVICES, ids=lambda path: path.name)
+def test_a_credential_that_nobody_made_does_not_keep_a_unit_from_starting(unit: Path) -> None:
+    """systemd refuses to start where LoadCredential finds nothing, unless SetCredential stands in for it."""
+    text = unit.read_text(encoding="utf-8")
+    loaded = [line.split(":")[0] for line in values(text, "LoadCredential")]
+
+    assert loaded and loaded == [line.split(":")[0] for line in values(text, "SetCredential")]
+
+
 def test_a_line_whose_disk_is_bad_is_started_again_until_it_is_repaired() -> None:
     """Without a limit, and with the exit status of a disk that is full or read-only, not that of a wrong file."""
     text = (UNITS / "kizu-edge@.service").read_text(encoding="utf-8")

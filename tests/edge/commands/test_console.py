@@ -75,6 +75,17 @@ def test_a_token_that_is_none_is_refused(tmp_path: Path, content: str, mode: int
         read_token(file)
 
 
+def test_a_token_may_come_from_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its copies are the service's alone, by ACL, which shows as a mode that a file of ours must not have."""
+    (tmp_path / "console.token").write_text(TOKEN)
+    (tmp_path / "console.token").chmod(0o440)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+
+    assert read_token(Path("credential:console.token")) == TOKEN
+    with pytest.raises(ConfigError, match="chmod 600"):
+        read_token(tmp_path / "console.token")
+
+
 def test_a_token_that_is_missing_comes_with_the_command_that_makes_one(tmp_path: Path) -> None:
     """The next step."""
     with pytest.raises(ConfigError, match="urandom"):
