@@ -16,6 +16,7 @@ import pytest
 from calib.calibrate_command import calibrate
 from calib.evaluate_command import evaluate
 from calib.inspect_command import inspect
+from calib.quantize_command import quantize
 from calib.sizes_command import sizes
 from edge import opening
 from edge.bundle import ModelBundle, open_bundle
@@ -44,8 +45,10 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return Plans(Plan(tmp_path / "plan.engine", asked.precision.encode()))
 
     def open_it(bundle: ModelBundle, plan: Plan, *, device: str, max_batch: int, quiet_below: float | None) -> Any:
-        half = replace(bundle, model=at_precision(bundle.model, plan.data.decode()))  # type: ignore[arg-type]
-        engine, _ = streamed_engine(half, kind=Named, quiet_below=quiet_below)
+        given = plan.data.decode()
+        # int8 lies in the graph already.
+        model = bundle.model if given == "int8" else at_precision(bundle.model, given)  # type: ignore[arg-type]
+        engine, _ = streamed_engine(replace(bundle, model=model), kind=Named, quiet_below=quiet_below)
         return engine
 
     monkeypatch.setattr(opening, "compiled_plans", plans_of)
@@ -153,3 +156,24 @@ def test_a_line_on_another_engine_is_told_while_it_can_still_be_changed(
         told.append("calibrate with --backend tensorrt --device cuda:0 --precision fp16" in done.stderr)
 
     assert told == [True, False]
+
+
+@pytest.mark.usefixtures("gpu")
+def test_eight_bits_are_gated_and_refitted_on_the_gpu_that_will_run_them(
+    tiny_bundle: ModelBundle, good_folder: Callable[..., Path], invoke: Invoke, tmp_path: Path
+) -> None:
+    """The quantized graph's scores are those of TensorRT at int8; where there is no such GPU nothing is written."""
+    options = ("--good", good_folder(12), "--precision", "int8", "--backend", "tensorrt")
+    invoke(quantize, tiny_bundle.path, *options, "--out", tmp_path / "small", "--min-agreement", "0")
+
+    assert open_bundle(tmp_path / "small").calibration.engine == "tensorrt rtx-1.7.1.116 int8 cuda:0 NVIDIA L4"
+
+
+def test_eight_bits_for_a_gpu_that_is_not_there_are_refused(
+    tiny_bundle: ModelBundle, good_folder: Callable[..., Path], invoke: Invoke, tmp_path: Path
+) -> None:
+    """Control of the above: without the stand-in the way ends at the driver."""
+    options = ("--good", good_folder(12), "--precision", "int8", *GPU)
+    with pytest.raises(DeviceError, match=r"pip install|nvidia|this machine has"):
+        invoke(quantize, tiny_bundle.path, *options, "--out", tmp_path / "small")
+    assert not (tmp_path / "small").exists()
