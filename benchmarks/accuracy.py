@@ -26,6 +26,7 @@ import numpy as np
 
 from calib.evaluation import Evaluation, Figures, evaluate_bundle
 from edge.bundle import ModelBundle, open_bundle
+from edge.commands.engine_options import engine_of
 from edge.engines.registry import BACKENDS, open_engine, require_backend
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -194,7 +195,7 @@ def main() -> None:
         if not bundle.exists():
             skipped[name] = "no bundle; --train makes it"
             continue
-        result = evaluate_bundle(open_bundle(bundle), data, backend=require_backend(options.backend))
+        result = evaluate_bundle(open_bundle(bundle), data, through=engine_of(options.backend))
         found[name] = beside_padim(name, result) | {"core_ms": core_ms(open_bundle(bundle), options.backend)}
     report = {
         "benchmark": "accuracy",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from edge.commands.engine_options import BackendOption, DeviceOption, PrecisionOption, engine_of
 from edge.errors import CommandError
 
 if TYPE_CHECKING:
@@ -46,9 +47,9 @@ def calibrate(
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="The page to sign; default: OUT.certificate.html.")
     ] = None,
-    backend: Annotated[
-        str, typer.Option(help="Engine: openvino, onnxruntime or fake; the line must use the same.")
-    ] = "openvino",
+    backend: BackendOption = "openvino",
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
     skip_bad_images: Annotated[bool, typer.Option(help="Leave files that cannot be inspected out.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
 ) -> None:
@@ -62,19 +63,20 @@ def calibrate(
     from calib.zone_files import read_zones
     from edge.bundle import open_bundle
     from edge.config import load_config
-    from edge.engines.registry import require_backend
     from edge.images import write_atomically
+    from edge.opening import why_not_certified
 
+    runs = None if line is None else load_config(line)
     request = Request(
         false_rejects=parse_rate(false_rejects, "--false-rejects"),
         confidence=parse_rate(confidence, "--confidence"),
         min_area_px=_min_area(min_area),
-        backend=require_backend(backend, CommandError),
+        engine=engine_of(backend, device, precision),
         skip_bad=skip_bad_images,
         grouping=grouping_of(parts, part_pattern, block),
         bad=bad,
         labels=labels,
-        line=None if line is None else {camera.name: camera.roi_xywh for camera in load_config(line).cameras},
+        line=None if runs is None else {camera.name: camera.roi_xywh for camera in runs.cameras},
         zones={} if zones is None else read_zones(zones),
     )
     page = report or out.with_name(f"{out.name}.certificate.html")
@@ -86,6 +88,8 @@ def calibrate(
     source = open_bundle(bundle)
     certified = certify_parts(source, good, out, request)
     write_atomically(page, certificate_page(certified).encode())
+    if runs is not None and (why := why_not_certified(certified.bundle.calibration, runs.engine)) is not None:
+        typer.echo(f"warning: {line}: the certificate will not hold on this line: {why}", err=True)
     for warning in certified.certificate.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if source.signed_by is not None:

@@ -30,8 +30,9 @@ from edge.bundle import (
     check_golden,
     derive_bundle,
 )
-from edge.engines.registry import Backend, open_engine
+from edge.config import EngineConfig
 from edge.errors import CalibrationError
+from edge.opening import DEFAULT_ENGINE, engine_words, looseness, open_on
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +53,7 @@ def certify(
     false_rejects: float,
     confidence: float,
     min_area_px: MinArea = None,
-    backend: Backend = "openvino",
+    engine: EngineConfig = DEFAULT_ENGINE,
     skip_bad: bool = False,
 ) -> Certificate:
     """Score the images in `good`, each another part, fit the threshold, write `source` with it as a bundle at `out`.
@@ -64,7 +65,7 @@ def certify(
         false_rejects=false_rejects,
         confidence=confidence,
         min_area_px=min_area_px,
-        backend=backend,
+        engine=engine,
         skip_bad=skip_bad,
     )
     return certify_parts(source, good, out, request).certificate
@@ -78,7 +79,8 @@ def certify_parts(source: ModelBundle, good: Path, out: Path, request: Request) 
             Or all parts score the same.
         CommandError: zones or a line name other cameras than the pictures do.
         DataError: an image was in the training set, or cannot be inspected (without `skip_bad`).
-        EngineError, ParityError: the backend failed, or does not give the bundle's golden answers on this machine.
+        EngineError, ParityError: the engine failed, cannot be had (DeviceError: its GPU), or does not give the bundle's
+            golden answers on this machine.
     """
     sample = choose_sample(source, good, request.grouping)
     if request.labels is not None:
@@ -163,10 +165,11 @@ def _score(
     total = len(sample.images) + len(bad)
     # Dense everywhere: a score from a coarse look is never higher, so what is promised of these scores holds for the
     # line's, whatever gate follows from the new threshold.
-    opened = open_engine(draft, backend=request.backend, max_batch=1, refine=False)
+    asked = msgspec.structs.replace(request.engine, refine=False)
+    opened = open_on(draft, asked, max_batch=1)
     with opened as engine, progress("calibrate", total) as advance:
         engine.warmup()
-        check_golden(draft, engine, require=True)
+        check_golden(draft, engine, require=True, loose=looseness(asked, engine))
         done = 0
         for camera in cameras:
             for into, images in (
@@ -186,8 +189,7 @@ def _score(
                     advance=_after(advance, done, total),
                 )
                 done += len(images)
-        name = f"{engine.spec.name} {engine.spec.version} {engine.spec.device}"
-    return name, scored, wrong
+        return engine_words(asked, engine), scored, wrong
 
 
 def _after(advance: Advance, done: int, total: int) -> Advance:

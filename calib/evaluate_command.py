@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from edge.commands.engine_options import BackendOption, DeviceOption, PrecisionOption, engine_of
 from edge.errors import CommandError
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ def evaluate(
     report: Annotated[
         Path | None, typer.Option(metavar="FILE.html", help="Write one page with curves, costs and the worst images.")
     ] = None,
-    backend: Annotated[str, typer.Option(help="Engine: openvino, onnxruntime or fake.")] = "openvino",
+    backend: BackendOption = "openvino",
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
     skip_bad_images: Annotated[
         bool, typer.Option(help="Count files that cannot be inspected as INCONCLUSIVE.")
     ] = False,
@@ -44,17 +47,16 @@ def evaluate(
     # SciPy and numba take a second to load: not for `--help`.
     from calib.evaluation import evaluate_bundle
     from edge.bundle import open_bundle
-    from edge.engines.registry import require_backend
     from edge.images import write_atomically
 
-    engine = require_backend(backend, CommandError)
+    engine = engine_of(backend, device, precision)
     _check_targets(json, maps, report)
     opened = open_bundle(bundle)
     judged: list[Judged] = []
     result = evaluate_bundle(
         opened,
         data,
-        backend=engine,
+        through=engine,
         maps=maps,
         skip_bad=skip_bad_images,
         refine=refine,

@@ -21,10 +21,11 @@ from calib.metrics import image_auroc
 from calib.pixel_figures import MaskedMap, PixelFigures
 from calib.progress import progress
 from edge.bundle import ModelBundle, ScoreCalibration, check_golden
+from edge.config import EngineConfig
 from edge.engines.refine import RefineEngine
-from edge.engines.registry import Backend, open_engine
 from edge.errors import CommandError
 from edge.images import write_tiff_float32
+from edge.opening import DEFAULT_ENGINE, engine_words, looseness, open_on
 from edge.stages.segment import render_map
 from edge.types import Decision
 
@@ -112,7 +113,7 @@ def evaluate_bundle(
     bundle: ModelBundle,
     data: Path,
     *,
-    backend: Backend = "openvino",
+    through: EngineConfig = DEFAULT_ENGINE,
     maps: Path | None = None,
     skip_bad: bool = False,
     refine: bool = True,
@@ -121,16 +122,16 @@ def evaluate_bundle(
 ) -> Evaluation:
     """Score the test set in `data` with `bundle` and return every figure; write a map per image into `maps` if given.
 
-    Without `refine`, dense everywhere also where the bundle has a coarse graph. `camera` is whose pictures these are,
-    where the bundle's calibration tells cameras apart. `on_judged` gets every image with its answer, for whoever wants
-    to draw them.
+    `through` says which engine. Without `refine`, dense everywhere also where the bundle has a coarse graph. `camera`
+    is whose pictures these are, where the bundle's calibration tells cameras apart. `on_judged` gets every image with
+    its answer, for whoever wants to draw them.
 
     Raises:
         CommandError: the camera must be named, or is not in the calibration; or `maps` of a bundle that gives one
             number an image.
         DataError: the folder, an image or a mask cannot be used.
-        EngineError: the backend failed.
-        ParityError: the backend does not give the bundle's golden answers on this machine.
+        EngineError: the engine failed, or cannot be had (DeviceError: its GPU).
+        ParityError: it does not give the bundle's golden answers on this machine.
     """
     bundle = replace(bundle, calibration=calibration_for(bundle, camera))
     if maps is not None and _one_number(bundle):
@@ -141,10 +142,11 @@ def evaluate_bundle(
     images = read_test_set(data)
     digests = [file_sha256(image.path) for image in images]
     judged = []
-    opened = open_engine(bundle, backend=backend, max_batch=1, refine=refine)
+    asked = msgspec.structs.replace(through, refine=refine)
+    opened = open_on(bundle, asked, max_batch=1)
     with opened as engine, progress("evaluate", len(images)) as advance:
         engine.warmup()
-        check_golden(bundle, engine, require=True)
+        check_golden(bundle, engine, require=True, loose=looseness(asked, engine))
         answers = collect(bundle, engine, [image.path for image in images], skip_bad=skip_bad, advance=advance)
         for image, answer in zip(images, answers, strict=True):
             scored = answer.anomaly_map is not None
@@ -152,7 +154,7 @@ def evaluate_bundle(
             judged.append(Judged(image, answer, read_mask(image, answer.verdict.frame_size) if scored else None))
             if maps is not None and scored:
                 _write_map(maps, judged[-1])
-        name = f"{engine.spec.name} {engine.spec.version} {engine.spec.device}"
+        name = engine_words(asked, engine)
         refined = (engine.tiles, engine.tiles_refined) if isinstance(engine, RefineEngine) else (None, None)
     on_judged(judged)
     good = [digest for digest, image in zip(digests, images, strict=True) if image.is_good]

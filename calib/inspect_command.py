@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from edge.commands.engine_options import BackendOption, DeviceOption, PrecisionOption, engine_of
 from edge.errors import CommandError
 
 if TYPE_CHECKING:
     from calib.collect import Collected
     from edge.bundle import ModelBundle
+    from edge.config import EngineConfig
     from edge.types import DefectRegion
 
 PREVIEW_COLUMNS: Final = 96
@@ -32,7 +34,9 @@ def inspect(
         Path | None, typer.Option(metavar="DIR", help="Write a picture of each here: photograph, map, regions.")
     ] = None,
     show: Annotated[bool, typer.Option(help="Draw each picture into this terminal too (24-bit color).")] = False,
-    backend: Annotated[str, typer.Option(help="Engine: openvino, onnxruntime or fake.")] = "openvino",
+    backend: BackendOption = "openvino",
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON and nothing else: an object, or one a line.")
     ] = False,
@@ -55,7 +59,7 @@ def inspect(
     files = image_files(images)
     if out is not None:
         _make(out)
-    with closing(judge(opened, files, backend)) as answers:
+    with closing(judge(opened, files, engine_of(backend, device, precision))) as answers:
         for number, (answer, regions) in enumerate(answers):
             # The number keeps two files of one name apart.
             picture = None if out is None else out / f"{number:04}-{answer.path.stem}.png"
@@ -88,17 +92,17 @@ def image_files(given: Sequence[Path]) -> list[Path]:
 
 
 def judge(
-    bundle: ModelBundle, files: Sequence[Path], backend: str
+    bundle: ModelBundle, files: Sequence[Path], asked: EngineConfig
 ) -> Generator[tuple[Collected, tuple[DefectRegion, ...]], None, None]:
     """Each file's answer with its regions; a file that cannot be inspected is INCONCLUSIVE."""
     from calib.collect import collect
     from edge.bundle import check_golden
-    from edge.engines.registry import open_engine, require_backend
+    from edge.opening import looseness, open_on
     from edge.stages.segment import Segment
 
     segment = Segment(bundle.calibration.pixel_threshold, max(1, bundle.calibration.min_area_px))
-    with open_engine(bundle, backend=require_backend(backend, CommandError), max_batch=1) as engine:
-        check_golden(bundle, engine, require=True)
+    with open_on(bundle, asked, max_batch=1) as engine:
+        check_golden(bundle, engine, require=True, loose=looseness(asked, engine))
         for answer in collect(bundle, engine, files, skip_bad=True):
             anomaly_map = answer.anomaly_map
             yield answer, () if anomaly_map is None else segment(anomaly_map, answer.verdict.frame_size)

@@ -24,9 +24,11 @@ from calib.progress import progress
 from calib.ranges import Finder, QuantizedPrecision
 from calib.threshold import fit_threshold, required_parts
 from edge.bundle import Golden, ModelBundle, ScoreCalibration, Tolerance, check_golden, derive_bundle
+from edge.config import EngineConfig
 from edge.engines.registry import Backend, open_engine
 from edge.errors import CalibrationError, CommandError, DataError, ParityError
 from edge.graph import quantized_types
+from edge.opening import DEFAULT_ENGINE, engine_words, looseness, open_on
 
 SCHEMA_VERSION = 1
 REFERENCE: Backend = "onnxruntime"
@@ -50,7 +52,8 @@ MOVED_SHARE = 0.1
 class Request:
     """What is asked for. At most `frames` good frames give the ranges; `keep` are layers that stay float32.
 
-    `bad` is a folder of bad parts, `data` a test set with both; at most one of them.
+    `bad` is a folder of bad parts, `data` a test set with both; at most one of them. `engine` is what compares the two;
+    TensorRT runs the source in fp32.
     """
 
     precision: QuantizedPrecision
@@ -58,7 +61,7 @@ class Request:
     keep: tuple[str, ...] = ()
     frames: int = 32
     weight_bits: int = 8
-    backend: Backend = "openvino"
+    engine: EngineConfig = DEFAULT_ENGINE
     limits: Limits = DEFAULT_LIMITS
     bad: Path | None = None
     data: Path | None = None
@@ -190,15 +193,17 @@ def compare(source: ModelBundle, draft: ModelBundle, sample: Sample, request: Re
     labeled = [(path, False) for path in sample.unseen] + _labeled(request, sample)
     paths = [path for path, _ in labeled]
     compared = Compared()
+    whole = msgspec.structs.replace(request.engine, refine=False, precision="fp32")
+    rounded = msgspec.structs.replace(whole, precision=request.precision)
     with (
-        open_engine(source, backend=request.backend, max_batch=1, refine=False) as before,
-        open_engine(draft, backend=request.backend, max_batch=1, refine=False) as after,
+        open_on(source, whole, max_batch=1) as before,
+        open_on(draft, rounded, max_batch=1) as after,
         progress("compare", len(paths)) as advance,
     ):
         before.warmup()
         after.warmup()
-        check_golden(source, before, require=True)
-        check_golden(draft, after, require=True)
+        check_golden(source, before, require=True, loose=looseness(whole, before))
+        check_golden(draft, after, require=True, loose=looseness(rounded, after))
         answers = zip(collect(source, before, paths, advance=advance), collect(draft, after, paths), strict=True)
         for (path, bad), (one, other) in zip(labeled, answers, strict=True):
             assert one.anomaly_map is not None and other.anomaly_map is not None  # bad files are refused, not skipped
@@ -206,7 +211,7 @@ def compare(source: ModelBundle, draft: ModelBundle, sample: Sample, request: Re
             compared.add(
                 f"{path.parent.name}/{path.name}", bad, scores, (one.anomaly_map.scores, other.anomaly_map.scores)
             )
-        return compared, f"{after.spec.name} {after.spec.version} {after.spec.device}"
+        return compared, engine_words(rounded, after)
 
 
 def refit(

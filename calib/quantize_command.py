@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args
 import msgspec
 import typer
 
+from edge.commands.engine_options import DeviceOption, engine_of
 from edge.errors import CommandError
 
 
@@ -32,8 +33,9 @@ def quantize(
     ] = 0.95,
     max_auroc_drop: Annotated[float, typer.Option(min=0, max=1, help="Most that the image AUROC may fall.")] = 0.01,
     backend: Annotated[
-        str | None, typer.Option(help="Engine for scores; openvino for int8, onnxruntime for fp8.")
+        str | None, typer.Option(help="Engine for scores, as the line's; openvino for int8, onnxruntime for fp8.")
     ] = None,
+    device: DeviceOption = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
 ) -> None:
     """Write a bundle in int8 or fp8; refused if verdicts or AUROC change by more than allowed."""
@@ -42,7 +44,6 @@ def quantize(
     from calib.quantize import Request, quantize_bundle
     from calib.ranges import Finder, QuantizedPrecision
     from edge.bundle import open_bundle
-    from edge.engines.registry import require_backend
 
     if out.exists():
         raise CommandError(f"--out {out}: exists already, and bundles are written once; give a new path")
@@ -57,7 +58,7 @@ def quantize(
         keep=tuple(keep or ()),
         frames=frames,
         weight_bits=weight_bits,
-        backend=require_backend(backend or ("openvino" if chosen == "int8" else "onnxruntime"), CommandError),
+        engine=engine_of(backend or ("openvino" if chosen == "int8" else "onnxruntime"), device),
         limits=Limits(min_agreement, max_auroc_drop),
         bad=bad,
         data=data,

@@ -13,8 +13,9 @@ from typing import Literal
 from calib.parts import Grouping, PartImage
 from calib.sample import Sample
 from edge.bundle import RoiXywh, Zone
-from edge.engines.registry import Backend
+from edge.config import EngineConfig
 from edge.errors import CommandError, DataError
+from edge.opening import DEFAULT_ENGINE
 
 MinArea = int | Literal["certify"] | None
 
@@ -31,7 +32,7 @@ class Request:
     false_rejects: float
     confidence: float
     min_area_px: MinArea = None
-    backend: Backend = "openvino"
+    engine: EngineConfig = DEFAULT_ENGINE
     skip_bad: bool = False
     grouping: Grouping = field(default_factory=Grouping)
     bad: Path | None = None

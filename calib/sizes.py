@@ -23,8 +23,9 @@ from calib.smallest import Tried, lower_bound, smallest_found
 from calib.trials import Cell, Line, Plan, in_order, read_pictures, stages_of
 from edge.bundle import ModelBundle
 from edge.camera import CameraCalibration
-from edge.engines.registry import Backend
+from edge.config import EngineConfig
 from edge.errors import DataError
+from edge.opening import DEFAULT_ENGINE
 from edge.rules import Rules
 
 SCHEMA_VERSION: Final = 1
@@ -81,7 +82,7 @@ def find_sizes(
     good: Path,
     plan: Plan,
     *,
-    backend: Backend = "openvino",
+    engine: EngineConfig = DEFAULT_ENGINE,
     roi_xywh: Box | None = None,
     camera: CameraCalibration | None = None,
     rules: Rules | None = None,
@@ -92,13 +93,14 @@ def find_sizes(
     Raises:
         CommandError: it does, and no such camera is named.
         DataError: an image was trained on, cannot be inspected, or is too small for what is to be planted.
-        EngineError, ParityError: the backend failed, or does not give the bundle's golden answers on this machine.
+        EngineError, ParityError: the engine failed, cannot be had (DeviceError: its GPU), or does not give the bundle's
+            golden answers on this machine.
     """
     source = replace(source, calibration=calibration_for(source, seen_by))
     sample = choose_sample(source, good)
     pictures = read_pictures([image.path for image in sample.images])
     stages = stages_of(source, roi_xywh, camera, rules)
-    line = Line(source, stages, backend)
+    line = Line(source, stages, engine)
     rejected = line.rejected_as_they_are(pictures, plan.blur_px)
     kept = {name: image for name, image in pictures.items() if name not in rejected}
     if not kept:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 import typer
 
+from edge.commands.engine_options import BackendOption, DeviceOption, PrecisionOption, engine_of
 from edge.errors import CommandError
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def sizes(
         str | None, typer.Option("--camera", help="Whose pictures these are, if the bundle has thresholds by camera.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="The same seed plants the same defects.")] = 0,
-    backend: Annotated[str, typer.Option(help="Engine: openvino, onnxruntime or fake.")] = "openvino",
+    backend: BackendOption = "openvino",
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
     json: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write everything there as JSON; - is stdout.")
     ] = None,
@@ -74,7 +77,6 @@ def sizes(
     from calib.trials import Plan
     from edge.bundle import open_bundle
     from edge.camera import open_camera
-    from edge.engines.registry import require_backend
     from edge.images import write_atomically
     from edge.rules import load_rules
 
@@ -105,7 +107,7 @@ def sizes(
         open_bundle(bundle),
         good,
         plan,
-        backend=require_backend(backend, CommandError),
+        engine=engine_of(backend, device, precision),
         roi_xywh=_roi(roi),
         camera=camera,
         rules=known_rules,

@@ -30,11 +30,12 @@ from edge.bundle import ModelBundle, check_golden
 from edge.camera import CameraCalibration
 from edge.challenge import verdicts_of
 from edge.clock import SystemClock
-from edge.engines.registry import Backend, open_engine
+from edge.config import EngineConfig
 from edge.errors import DataError, EngineError, ImageRefused
 from edge.images import cv2
 from edge.inference import EngineRunner, Scored, Stages, Unjudged
 from edge.metrics import Metrics
+from edge.opening import engine_words, looseness, open_on
 from edge.rules import Rules
 from edge.stages.decide import Decide
 from edge.stages.flatfield import flat_field_of
@@ -139,9 +140,9 @@ def stages_of(
 class Line:
     """Judges frames one after the other as the daemon would: the same runner, stages and engine."""
 
-    def __init__(self, source: ModelBundle, stages: Stages, backend: Backend) -> None:
+    def __init__(self, source: ModelBundle, stages: Stages, asked: EngineConfig) -> None:
         self.engine = ""
-        self._source, self._stages, self._backend = source, stages, backend
+        self._source, self._stages, self._asked = source, stages, asked
 
     def rejected_as_they_are(self, pictures: dict[str, NDArray[np.uint8]], blur_px: float) -> set[str]:
         """Names of the pictures that the line rejects with nothing planted."""
@@ -176,10 +177,11 @@ class Line:
 
     def _judge(self, frames: _Clean | _Planting, note: Callable[[Verdict], None]) -> None:
         with ExitStack() as opened:
-            engine = opened.enter_context(open_engine(self._source, backend=self._backend))
+            engine = opened.enter_context(open_on(self._source, self._asked))
             engine.warmup()
-            check_golden(self._source, engine, require=self._backend != "fake")
-            self.engine = f"{engine.spec.name} {engine.spec.version} {engine.spec.device}"
+            is_real = self._asked.backend != "fake"
+            check_golden(self._source, engine, require=is_real, loose=looseness(self._asked, engine))
+            self.engine = engine_words(self._asked, engine)
             opened.pop_all()  # the runner's to close from here on
 
         def hand_over(item: Scored | Unjudged) -> None:

@@ -47,7 +47,7 @@ from edge.loading import (
 )
 from edge.metrics import Metrics
 from edge.metrics_server import load_access, open_server
-from edge.opening import EngineOpener
+from edge.opening import EngineOpener, why_not_certified
 from edge.payloads import FrameLimits
 from edge.pipeline import Pipeline
 from edge.protocols import Clock
@@ -543,6 +543,8 @@ def _warn_of_bundle(config: EdgeConfig, bundle: ModelBundle, warn: Warn) -> None
             "the threshold is provisional and certifies nothing; see `kizu calibrate`",
             {"bundle": config.bundle, "threshold": bundle.calibration.threshold},
         )
+    elif (reason := why_not_certified(bundle.calibration, config.engine)) is not None:
+        warn("the certificate does not hold on this line's engine", {"bundle": config.bundle, "why": reason})
     for camera, why in uncertified(config, bundle.calibration).items():
         warn("this camera's verdicts are not certified", {"camera": camera, "why": why})
     if config.plain_off_host and config.security.secret_key is None:

@@ -19,6 +19,7 @@ from edge.challenge import Sample, find_samples, probe_name
 from edge.config import CameraConfig, EdgeConfig
 from edge.errors import BundleError, ConfigError
 from edge.inference import Stages
+from edge.opening import why_not_certified
 from edge.rules import load_rules
 from edge.stages.decide import Decide
 from edge.stages.flatfield import flat_field_of
@@ -56,8 +57,7 @@ def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:
             f"{where}: batching.max_batch is {config.batching.max_batch}, bundle {config.bundle} was exported for at "
             f"most {manifest.input.max_batch}; write {manifest.input.max_batch} or less"
         )
-    if calibration.engine.split(" ")[0] != config.engine.backend:
-        # A threshold is certified through the engine that gave the scores; nobody vouches for another's.
+    if why_not_certified(calibration, config.engine) is not None:
         calibration = msgspec.structs.replace(calibration, certified=False)
     calibration = calibration_of_line(config, calibration)
     measures = {camera.name: _measure(camera, where) for camera in config.cameras}

@@ -15,13 +15,12 @@ import msgspec
 
 from edge.bundle import GoldenCheck, ModelBundle, check_golden, open_bundle
 from edge.challenge import take_apart
-from edge.compile import LOOSE
 from edge.config import EdgeConfig
 from edge.errors import BundleError, ChallengeError
 from edge.inference import Stages
 from edge.line_stages import find_challenge, make_stages, named
 from edge.metrics import Metrics
-from edge.opening import EngineOpener
+from edge.opening import EngineOpener, looseness
 from edge.protocols import Clock, Engine
 from edge.signature import TrustStore
 from edge.stages.watch import WatchSettings
@@ -184,5 +183,4 @@ def check_engine(
     """
     if config.engine.backend == "fake":
         return None
-    loose = LOOSE[config.engine.precision] if engine.spec.name == "tensorrt" else 0.0
-    return check_golden(bundle, engine, require=True, loose=loose, before_each=rest)
+    return check_golden(bundle, engine, require=True, loose=looseness(config.engine, engine), before_each=rest)

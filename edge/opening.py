@@ -1,16 +1,18 @@
 """EngineOpener: which engine a line gets, and what happens where its GPU cannot be used.
 
-Owns the way from configuration to plan to engine, and the fallback: allowed by `engine.on_gpu_failure`, announced,
-never silent. Compiling is `compile`'s matter, what an engine does when it runs is the runner's.
+Owns the way from configuration to plan to engine, the words by which a calibration names the engine that made it, and
+the fallback: allowed by `engine.on_gpu_failure`, announced, never silent. Calibrations and tests of a model go the same
+way by `open_on`, without a fallback. Compiling is `compile`'s matter, what an engine does when it runs is the runner's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
-from edge.bundle import ModelBundle
+from edge.bundle import ModelBundle, ScoreCalibration
+from edge.compile import LOOSE
 from edge.config import EdgeConfig, EngineConfig
 from edge.engines.device import Plan
 from edge.engines.registry import open_engine
@@ -28,6 +30,9 @@ class Plans:
 
 PlansOf = Callable[[ModelBundle, EngineConfig], Plans]
 """Raises DeviceError where there is no plan and none can be made."""
+
+DEFAULT_ENGINE: Final = EngineConfig()
+"""What a line runs on that says nothing of its engine."""
 
 
 class EngineOpener:
@@ -60,9 +65,9 @@ class EngineOpener:
         """
         asked = self._config.engine
         if asked.backend != "tensorrt":
-            return self._cpu(asked)
+            return self._on(asked)
         try:
-            engine = self._gpu(asked)
+            engine = self._on(asked)
         except DeviceError as error:
             if asked.on_gpu_failure == "refuse":
                 raise DeviceError(
@@ -70,34 +75,90 @@ class EngineOpener:
                 ) from error
             self.fallback = error.reason
             self._on_fallback(error.reason, str(error))
-            return self._cpu(EngineConfig(streams=asked.streams, refine=asked.refine))
+            return self._on(EngineConfig(streams=asked.streams, refine=asked.refine))
         self.fallback = None
         return engine
 
-    def _gpu(self, asked: EngineConfig) -> Engine:
-        plans = self._plans_of(self._bundle, asked)
-        return open_engine(
+    def _on(self, asked: EngineConfig) -> Engine:
+        return open_on(
             self._bundle,
-            backend="tensorrt",
-            device=asked.device,
+            asked,
             max_batch=self._config.batching.max_batch,
-            refine=asked.refine,
             on_tiles=self._on_tiles,
-            plan=plans.dense,
-            coarse_plan=plans.coarse,
-            quiet_below=self._bundle.calibration.lowest() if asked.maps == "flawed" else None,
+            plans_of=self._plans_of,
         )
 
-    def _cpu(self, asked: EngineConfig) -> Engine:
-        return open_engine(
-            self._bundle,
-            backend=asked.backend,
-            device=asked.device,
-            streams=asked.streams,
-            max_batch=self._config.batching.max_batch,
-            refine=asked.refine,
-            on_tiles=self._on_tiles,
-        )
+
+def open_on(
+    bundle: ModelBundle,
+    asked: EngineConfig,
+    *,
+    max_batch: int | None = None,
+    on_tiles: Callable[[int, int], None] = lambda seen, refined: None,
+    plans_of: PlansOf | None = None,
+) -> Engine:
+    """The very engine that `asked` says, or an error: no other takes its place.
+
+    Raises:
+        DeviceError: the GPU cannot be used.
+        EngineError: the backend or its device cannot be.
+    """
+    plans = None
+    if asked.backend == "tensorrt":
+        plans = (compiled_plans if plans_of is None else plans_of)(bundle, asked)
+    return open_engine(
+        bundle,
+        backend=asked.backend,
+        device=asked.device,
+        streams=asked.streams,
+        max_batch=max_batch,
+        refine=asked.refine,
+        on_tiles=on_tiles,
+        plan=None if plans is None else plans.dense,
+        coarse_plan=None if plans is None else plans.coarse,
+        quiet_below=bundle.calibration.lowest() if plans is not None and asked.maps == "flawed" else None,
+    )
+
+
+def looseness(asked: EngineConfig, engine: Engine) -> float:
+    """How far `engine` may be from the golden frames beyond the bundle's tolerance; see `compile.LOOSE`.
+
+    0 for a CPU's, also where that stands in for the GPU asked for.
+    """
+    return LOOSE[asked.precision] if engine.spec.name == "tensorrt" else 0.0
+
+
+def engine_words(asked: EngineConfig, engine: Engine) -> str:
+    """The engine as calibrations and reports name it: backend, version, precision where it is chosen, device.
+
+    `tensorrt rtx-1.7.1.116 fp16 cuda:0 NVIDIA L4`; on a CPU precision is the bundle's own: `openvino 2026.4.1 cpu`.
+    """
+    spec = engine.spec
+    precision = [asked.precision] if spec.name == "tensorrt" else []
+    return " ".join([spec.name, spec.version, *precision, spec.device])
+
+
+def why_not_certified(calibration: ScoreCalibration, asked: EngineConfig) -> str | None:
+    """Why a certificate does not hold on the engine `asked` for; None where it does.
+
+    A threshold is certified through the engine that gave the scores: another backend sums in another order, another
+    precision rounds elsewhere, and nobody vouches for their scores.
+    """
+    given = calibration.engine.split(" ")
+    wanted: list[str] = [asked.backend]
+    made = given[:1]
+    if asked.backend == "tensorrt":
+        wanted.append(asked.precision)
+        made += given[2:3]
+    if made == wanted:
+        return None
+    options = f"--backend {asked.backend}"
+    if asked.backend == "tensorrt":
+        options += f" --device {asked.device} --precision {asked.precision}"
+    return (
+        f"it was made through {calibration.engine!r}, the line runs {' '.join(wanted)}; calibrate with {options}, or "
+        "run the engine that it was made through"
+    )
 
 
 def compiled_plans(bundle: ModelBundle, asked: EngineConfig) -> Plans:

@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
-from edge.errors import CommandError, ParityError
+from edge.commands.engine_options import BackendOption, DeviceOption, PrecisionOption, engine_of
+from edge.errors import ParityError
 
 
 def verify(
     bundle: Annotated[Path, typer.Argument(help="The bundle's directory.")],
-    backend: Annotated[str, typer.Option(help="Engine to check: openvino, onnxruntime or fake.")] = "openvino",
+    backend: BackendOption = "openvino",
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
     signers: Annotated[
         Path | None, typer.Option(help="Require a signature by one of these: a public key file, or a folder of them.")
     ] = None,
@@ -26,16 +29,16 @@ def verify(
         ParityError: the golden frames come out beyond the tolerance.
     """
     from edge.bundle import check_golden, open_bundle
-    from edge.engines.registry import open_engine, require_backend
+    from edge.opening import looseness, open_on
     from edge.signature import TrustStore
 
-    name = require_backend(backend, CommandError)
+    asked = engine_of(backend, device, precision)
     opened = open_bundle(bundle)
     signer = "not asked (--signers)" if opened.signed_by else "nobody"
     if signers is not None:
         signer = TrustStore.load(signers).signer(bundle, opened.signed_by)
-    with open_engine(opened, backend=name, max_batch=1) as engine:
-        check = check_golden(opened, engine)
+    with open_on(opened, asked, max_batch=1) as engine:
+        check = check_golden(opened, engine, loose=looseness(asked, engine))
         spec = engine.spec
     facts: dict[str, str | int | float | bool] = {
         "bundle": str(bundle),

@@ -68,7 +68,7 @@ def test_too_few_good_parts_say_how_many_are_needed_before_the_engine_runs(
     bundle: Path, good_folder: Callable[..., Path], invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """299 for 1 % at 95 %, and the rate that forty parts do support."""
-    monkeypatch.setattr(certificate, "open_engine", lambda *_, **__: pytest.fail("the engine was opened"))
+    monkeypatch.setattr(certificate, "open_on", lambda *_, **__: pytest.fail("the engine was opened"))
 
     with pytest.raises(CalibrationError, match=r"at least 299 good parts, but 40 were given; .*--false-rejects 7\.3%"):
         invoke(calibrate, bundle, "--good", good_folder(40), "--false-rejects", "0.01", "--out", tmp_path / "line")

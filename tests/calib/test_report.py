@@ -20,6 +20,7 @@ from calib.evaluation import Evaluation, Judged, evaluate_bundle
 from calib.metrics import image_auroc, rank_pixels
 from calib.report import pro_points, report_page, roc_points
 from edge.bundle import ModelBundle
+from edge.config import EngineConfig
 from edge.errors import CommandError
 
 Invoke = Callable[..., Any]
@@ -52,7 +53,7 @@ def evaluated(
     judged: list[Judged] = []
     calibration = msgspec.structs.replace(make_fake_bundle(tmp_path / "high").calibration, threshold=0.5)
     bundle = make_fake_bundle(tmp_path / "bundle", calibration=calibration)
-    found = evaluate_bundle(bundle, test_folder, backend="fake", on_judged=judged.extend)
+    found = evaluate_bundle(bundle, test_folder, through=EngineConfig("fake"), on_judged=judged.extend)
     return found, judged, bundle
 
 
@@ -126,7 +127,7 @@ def test_a_hostile_file_name_is_text(make_fake_bundle: MakeFakeBundle, test_fold
     stain.rename(stain.with_name("<script>alert(1)<script>.png"))
     judged: list[Judged] = []
     bundle = make_fake_bundle(tmp_path / "bundle")
-    found = evaluate_bundle(bundle, test_folder, backend="fake", on_judged=judged.extend)
+    found = evaluate_bundle(bundle, test_folder, through=EngineConfig("fake"), on_judged=judged.extend)
 
     page = Page(report_page(found, judged, bundle))
 

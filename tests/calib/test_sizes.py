@@ -20,6 +20,7 @@ from calib.trials import Plan
 from dark_spots import SIDE, dark_bundle
 from edge.bundle import CameraThresholds, ModelBundle, Zone
 from edge.camera import CameraCalibration, Plane
+from edge.config import EngineConfig
 from edge.errors import CommandError, DataError
 from edge.images import decode_image, encode_mask_png, encode_png
 from edge.rule_file import Rule, RuleFile
@@ -48,7 +49,7 @@ def good(tmp_path: Path) -> Path:
 def tried(bundle: ModelBundle, good: Path, **changes: Any) -> SizesReport:
     more = {key: changes.pop(key) for key in ("camera", "rules", "roi_xywh", "seen_by") if key in changes}
     plan = {"kinds": ("spot",), "contrasts": (-100.0,), "sizes": (1.0, 2.0, 4.0, 8.0), "trials": 29, **changes}
-    return find_sizes(bundle, good, Plan(**plan), backend="fake", **more)
+    return find_sizes(bundle, good, Plan(**plan), engine=EngineConfig("fake"), **more)
 
 
 def test_the_smallest_spot_is_where_its_pixels_become_dark_enough(bundle: ModelBundle, good: Path) -> None:

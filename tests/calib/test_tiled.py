@@ -14,6 +14,7 @@ from calib.collect import collect
 from calib.dataset import read_stored_image
 from calib.evaluation import evaluate_bundle
 from edge.bundle import InputSpec, ModelBundle, open_bundle
+from edge.config import EngineConfig
 from edge.engines.fake import FakeEngine, spec_of
 from edge.errors import BundleError, DataError, EngineError
 from edge.protocols import EngineSpec
@@ -77,7 +78,7 @@ def test_a_large_image_is_evaluated_at_its_own_resolution(
     bundle: ModelBundle, test_folder: Path, tmp_path: Path
 ) -> None:
     """All figures, and maps of the images' size; the white squares are told from gray exactly."""
-    found = evaluate_bundle(bundle, test_folder, backend="fake", maps=tmp_path / "maps")
+    found = evaluate_bundle(bundle, test_folder, through=EngineConfig("fake"), maps=tmp_path / "maps")
 
     assert found.image_auroc == 1.0 and found.pixel_auroc is not None and found.pixel_auroc > 0.99
     assert found.with_mask == 8 and found.inconclusive == 0
@@ -89,7 +90,12 @@ def test_a_tiled_bundle_is_certified_on_whole_images(
 ) -> None:
     """One score a part, however many tiles it takes; the derived bundle tiles too."""
     certificate = certify(
-        bundle, good_folder(60), tmp_path / "certified", false_rejects=0.05, confidence=0.95, backend="fake"
+        bundle,
+        good_folder(60),
+        tmp_path / "certified",
+        false_rejects=0.05,
+        confidence=0.95,
+        engine=EngineConfig("fake"),
     )
     derived = open_bundle(tmp_path / "certified")
 

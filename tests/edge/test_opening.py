@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edge import daemon
@@ -15,7 +16,7 @@ from edge.demo.line import write_config
 from edge.engines.device import Plan
 from edge.errors import DEVICE_REASONS, ConfigError, DeviceError
 from edge.line_stages import make_stages
-from edge.opening import EngineOpener, Plans
+from edge.opening import EngineOpener, Plans, why_not_certified
 
 GPU = {"backend": "tensorrt", "device": "cuda:99"}  # a hundredth GPU is nowhere
 
@@ -91,3 +92,57 @@ def test_a_line_on_its_fallback_says_so_everywhere(
     assert isinstance(ready, Ready) and ready.fallback in DEVICE_REASONS and ready.backend.startswith("openvino")
     assert f'kizu_engine_fallbacks_total{{reason="{ready.fallback}"}} 1.0' in str(seen["metrics"])
     assert "the CPU takes its place" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("made_through", "engine", "holds"),
+    [
+        ("openvino 2026.4.1 cpu", {"backend": "openvino", "device": "cpu"}, True),
+        ("openvino 2026.4.1 cpu", {"backend": "onnxruntime", "device": "cpu"}, False),
+        ("openvino 2026.4.1 cpu", {}, False),
+        ("tensorrt rtx-1.7.1.116 fp16 cuda:0 NVIDIA L4", {}, True),
+        ("tensorrt rtx-1.7.1.116 fp16 cuda:0 NVIDIA L4", {"device": "cuda:1"}, True),
+        ("tensorrt rtx-1.7.1.116 fp16 cuda:0 NVIDIA L4", {"precision": "bf16"}, False),
+        ("tensorrt rtx-1.7.1.116 int8 cuda:0 NVIDIA L4", {"precision": "fp16"}, False),
+        ("tensorrt rtx-1.7.1.116 int8 cuda:0 NVIDIA L4", {"precision": "int8"}, True),
+        ("tensorrt rtx-1.7.1.116 fp16 cuda:0 NVIDIA L4", {"backend": "openvino", "device": "cpu"}, False),
+        ("tensorrt rtx-1.7.1.116 cuda:0 NVIDIA L4", {}, False),  # of no known precision
+        ("tensorrt", {}, False),
+    ],
+)
+def test_a_certificate_holds_on_its_own_backend_and_precision_only(
+    tmp_path: Path, make_bundle: Callable[..., ModelBundle], tiny_bundle: ModelBundle, made_through: str,
+    engine: dict[str, object], holds: bool,
+) -> None:  # fmt: skip
+    """The same threshold still judges; nobody vouches for what it rejects, and the reason names the way out."""
+    calibration = msgspec.structs.replace(tiny_bundle.calibration, certified=True, engine=made_through)
+    bundle = make_bundle(tmp_path / "certified", calibration=calibration)
+    config = config_of(tmp_path, bundle, **engine)
+
+    stages = make_stages(config, bundle, Path("line.toml"))
+    why = why_not_certified(calibration, config.engine)
+
+    assert stages.decide.calibration.certified is holds
+    assert stages.decide.calibration.threshold == calibration.threshold
+    assert (why is None) is holds and (holds or f"--backend {config.engine.backend}" in str(why))
+
+
+def test_a_line_on_another_engine_than_its_certificates_says_so(
+    tmp_path: Path, make_bundle: Callable[..., ModelBundle], tiny_bundle: ModelBundle,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """In the log, with the command that would certify it. Control: nothing is said where the engine is the same."""
+    told = {}
+    for made_through in ("tensorrt rtx-1.7.1.116 fp16 cuda:0 NVIDIA L4", "openvino 2026.4.1 cpu"):
+        calibration = msgspec.structs.replace(tiny_bundle.calibration, certified=True, engine=made_through)
+        folder = tmp_path / made_through.split(" ")[0]
+        folder.mkdir()
+        bundle = make_bundle(folder / "bundle", calibration=calibration)
+        stop = StopRequest()
+        config = config_of(folder, bundle, backend="openvino", device="cpu")
+        daemon.serve(config, Path("line.toml"), stop, on_ready=lambda ready, stop=stop: stop.set())
+        told[made_through.split(" ")[0]] = (
+            "the certificate does not hold on this line's engine" in capsys.readouterr().out
+        )
+
+    assert told == {"tensorrt": True, "openvino": False}
