@@ -143,6 +143,7 @@ def serve(
         KizuError: the line failed; frames without a verdict were not acknowledged.
     """
     from edge.sinks.event_log import EventLog
+    from edge.sinks.forgetting import FORGET, answer
     from edge.sinks.publisher import Publisher
     from edge.sinks.rejects import RejectRing, rejects_folder
     from edge.sinks.replay import ReplayServer
@@ -317,6 +318,9 @@ def serve(
             if challenge is not None:
                 challenge.ask()
 
+        others = {FORGET: lambda request: answer(event_log, request)}
+        if challenge is not None:
+            others[KIND] = lambda request: msgspec.json.encode(challenge.now())
         with named(where, "control_address"):
             desk = SwapDesk(
                 config.control_address or default_control_address(config),
@@ -326,7 +330,7 @@ def serve(
                 ),
                 configured=lambda: load_config(where).bundle,
                 promoted=promoted,
-                others={} if challenge is None else {KIND: lambda: msgspec.json.encode(challenge.now())},
+                others=others,
                 cameras=tuple(names),
                 max_batch=config.batching.max_batch,
                 clock=clock,

@@ -106,7 +106,7 @@ class Pace:
 class SwapDesk:
     """Takes requests from the control socket, and from `reload`, in a thread of its own; one after the other.
 
-    `others` answer requests `{"ask": NAME}`, one by one like the swaps.
+    `others` answer requests `{"ask": NAME, ...}`, of which they get the bytes, one by one like the swaps.
 
     `load` makes a Model of a bundle's path (or raises KizuError: refused), `configured` says which bundle the
     configuration names now, `promoted` is told of a Model that judges.
@@ -127,7 +127,7 @@ class SwapDesk:
         max_batch: int,
         clock: Clock,
         tell: Callable[[str, Mapping[str, object]], None],
-        others: Mapping[str, Callable[[], bytes]] = MappingProxyType({}),
+        others: Mapping[str, Callable[[bytes], bytes]] = MappingProxyType({}),
     ) -> None:
         self._pipeline, self._load, self._configured, self._promoted = pipeline, load, configured, promoted
         self._cameras, self._max_batch, self._clock, self._tell = cameras, max_batch, clock, tell
@@ -179,7 +179,7 @@ class SwapDesk:
 
         if len(parts) == 2 and (other := self._others.get(_asked(parts[1]))) is not None:
             with suppress(zmq.ZMQError):  # whoever asked is gone
-                self._socket.send_multipart([parts[0], other()], zmq.NOBLOCK)
+                self._socket.send_multipart([parts[0], other(parts[1])], zmq.NOBLOCK)
             return
         try:
             if len(parts) != 2:

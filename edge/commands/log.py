@@ -24,22 +24,35 @@ class Action(StrEnum):
     VERIFY = "verify"
     EXPORT = "export"
     STATS = "stats"
+    FORGET = "forget"
 
 
 def log(
-    action: Annotated[Action, typer.Argument(help="verify, export (JSON lines on stdout) or stats (one JSON object).")],
-    path: Annotated[Path, typer.Argument(help="The event log's SQLite file; the daemon may be running.")],
+    action: Annotated[
+        Action, typer.Argument(help="verify, export (JSON lines on stdout), stats (one JSON object) or forget.")
+    ],
+    path: Annotated[
+        Path,
+        typer.Argument(help="The event log's SQLite file; the daemon may be running. forget: the line's TOML file."),
+    ],
+    name: Annotated[str | None, typer.Option(help="forget: the registered subscriber whose program is gone.")] = None,
     since: Annotated[int, typer.Option(min=0, help="export: only events after this log sequence.")] = 0,
 ) -> None:
-    """Verify, export or summarize an event log; reads only.
+    """Verify, export or summarize an event log, or forget a subscriber of it; only `forget` writes.
 
     `export` prints each event as JSON with its mask as `segmentation`, a COCO run-length encoding ({size, counts};
     counts run down the columns, as COCO's do), null where there is no mask.
 
+    `forget CONFIG.toml --name NAME` strikes a registered subscriber that will not come back: its lag is no longer told,
+    and nothing is kept for it. One that still runs registers again. The daemon does it if it runs.
+
     Raises:
-        CommandError: there is no event log at PATH.
+        CommandError: there is no event log at PATH, or nobody of that name.
         LogError: the log is damaged; names the first row.
     """
+    if action is Action.FORGET:
+        _forget(path, name)
+        return
     connection = _open(path)
     try:
         if action is Action.EXPORT:
@@ -138,6 +151,28 @@ def _export(connection: sqlite3.Connection, path: Path, since: int) -> None:
             sys.stdout.write(msgspec.json.encode(line).decode() + "\n")
     except BrokenPipeError:
         sys.stdout = open("/dev/null", "w")  # noqa: SIM115  # the reader went away; Python would complain at exit
+
+
+def _forget(config_path: Path, name: str | None) -> None:
+    """By the running daemon, or, where none listens, in the log itself."""
+    from edge.clock import SystemClock
+    from edge.config import load_config
+    from edge.daemon import default_control_address
+    from edge.sinks.event_log import EventLog
+    from edge.sinks.forgetting import ask_daemon, forget
+
+    if name is None:
+        raise CommandError("forget: say whom with --name; `kizu log stats` lists the registered subscribers")
+    config = load_config(config_path)
+    told = ask_daemon(config.control_address or default_control_address(config), name)
+    if told is None:
+        _open(Path(config.log.path)).close()  # a log that is not there is not made
+        with EventLog(Path(config.log.path), SystemClock()) as resting:
+            told = forget(resting, name)
+    if told.was_at is None:
+        known = ", ".join(told.registered) or "nobody"
+        raise CommandError(f"no subscriber {name!r} is registered in {config.log.path}; registered: {known}")
+    typer.echo(f"forgotten: {name}, which had everything through {told.was_at}")
 
 
 def _print(found: dict[str, Any]) -> None:

@@ -70,7 +70,15 @@ class _CursorMove:
     on_commit: Callable[[int], None]
 
 
-_Item = _Entry | _CursorMove
+@dataclass(frozen=True, slots=True)
+class _Forget:
+    """Nobody is registered as `name` any more."""
+
+    name: str
+    on_commit: Callable[[int], None]
+
+
+_Item = _Entry | _CursorMove | _Forget
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +205,16 @@ class EventLog:
             SinkFull, LogError: as `append`.
         """
         self._put(_CursorMove(name, cursor, start, on_commit))
+
+    def forget(self, name: str, on_commit: Callable[[int], None]) -> None:
+        """Take the registered subscriber `name` off the list, durably; it holds nothing back any more.
+
+        `on_commit` gets the cursor that it had, -1 if there was none of that name, in the writer thread.
+
+        Raises:
+            SinkFull, LogError: as `append`.
+        """
+        self._put(_Forget(name, on_commit))
 
     def cursors(self) -> dict[str, int]:
         """Every registered subscriber's cursor; from any thread."""
@@ -391,6 +409,9 @@ class EventLog:
                 if isinstance(item, _CursorMove):
                     answers.append(self._move(item, head))
                     continue
+                if isinstance(item, _Forget):
+                    answers.append(self._strike(item.name))
+                    continue
                 event = self._insert(item, head + 1)
                 head = max(head, event.log_sequence)
                 answers.append(event)
@@ -438,6 +459,10 @@ class EventLog:
             (move.name, cursor, self._clock.wall_ns(), checksum_of_row(move.name, cursor)),
         )
         return cursor
+
+    def _strike(self, name: str) -> int:
+        found = self._connection.execute("DELETE FROM subscribers WHERE name = ? RETURNING cursor", (name,)).fetchone()
+        return -1 if found is None else int(found[0])
 
     def _retain(self) -> None:
         now_ns = self._clock.monotonic_ns()

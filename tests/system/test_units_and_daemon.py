@@ -56,6 +56,15 @@ def test_a_line_whose_disk_is_bad_is_started_again_until_it_is_repaired() -> Non
     assert LogError.exit_code != ConfigError.exit_code
 
 
+@pytest.mark.parametrize("unit", SERVICES, ids=lambda path: path.name)
+def test_libzmq_may_set_what_it_aborts_without(unit: Path) -> None:
+    """Each of its threads calls sched_setscheduler, which is in @resources; `make test-system` found it out."""
+    filters = values(unit.read_text(encoding="utf-8"), "SystemCallFilter")
+    without = [number for number, line in enumerate(filters) if line.startswith("~") and "@resources" in line]
+
+    assert not without or "sched_setscheduler" in filters[without[-1] + 1 :]
+
+
 def test_compiled_code_needs_pages_that_this_unit_does_not_forbid() -> None:
     """numba, OpenVINO and CUDA compile at run time; the reason stands beside the gap."""
     text = (UNITS / "kizu-edge@.service").read_text(encoding="utf-8")

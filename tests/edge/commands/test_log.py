@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +26,7 @@ from edge.images import decode_image, encode_mask_png
 from edge.masks import coco_counts
 from edge.sender import CameraSender
 from edge.sinks.event_log import EventLog
+from edge.sinks.forgetting import Forgotten, answer
 from sample_events import sample_event
 
 MASK = np.zeros((6, 8), bool)
@@ -75,6 +80,97 @@ def test_stats_tell_head_subscribers_and_marks(log: Path) -> None:
     assert (found["head"], found["events"], found["removed_through"]) == (3, 3, 0)
     assert [(one["name"], one["cursor"], one["lag"]) for one in found["subscribers"]] == [("press", 2, 1)]
     assert found["marks"][0]["acked_through"] == 2 and found["failures"] == []
+
+
+def served(folder: Path, bundle: ModelBundle, during: Callable[[Path, daemon.Ready], None]) -> None:
+    """A daemon in a thread of its own; `during` gets its configuration and runs while it does."""
+    path = write_config(folder / "line.toml", bundle.path, ["cam"], engine={"backend": "fake"})
+    stop, failed = daemon.StopRequest(), []
+
+    def ready(found: daemon.Ready) -> None:
+        def work() -> None:
+            try:
+                during(path, found)
+            except BaseException as error:
+                failed.append(error)
+            stop.set()
+
+        threading.Thread(target=work).start()
+
+    daemon.serve(load_config(path), path, stop, on_ready=ready)
+    if failed:
+        raise failed[0]
+
+
+def lags(ready: daemon.Ready) -> list[str]:
+    with urllib.request.urlopen(ready.metrics_url, timeout=10) as page:
+        return re.findall(r'kizu_subscriber_lag_events\{name="([^"]+)"\}', page.read().decode())
+
+
+def register(path: Path, *names: str) -> None:
+    with EventLog(path, SystemClock()) as made:
+        for name in names:
+            made.move_cursor(name, None, 0, lambda cursor: None)
+        made.flush(10)
+
+
+def test_a_subscriber_that_is_gone_is_forgotten_by_the_running_daemon(tmp_path: Path, tiny_bundle: ModelBundle) -> None:
+    """Its lag leaves the metrics, so the alert ends; the others stay. A name nobody has is told with those that are."""
+    register(tmp_path / "events.sqlite", "press", "robot")
+
+    def forgotten(config: Path, ready: daemon.Ready) -> None:
+        deadline = time.monotonic() + 20
+        while sorted(lags(ready)) != ["press", "robot"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        done, again = (kizu("log", "forget", config, "--name", "press") for _ in range(2))
+        assert done.returncode == 0 and "everything through 0" in done.stdout, done.stderr
+        assert again.returncode == 2 and "registered: robot" in again.stderr
+        while lags(ready) != ["robot"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    served(tmp_path, tiny_bundle, forgotten)
+
+    stats = json.loads(kizu("log", "stats", tmp_path / "events.sqlite").stdout)
+    assert [one["name"] for one in stats["subscribers"]] == ["robot"]
+
+
+def test_where_no_daemon_runs_the_log_itself_forgets(log: Path, tmp_path: Path, tiny_bundle: ModelBundle) -> None:
+    """By the same writer, under the same lock; the events stay, and whoever was forgotten can register anew."""
+    config = write_config(tmp_path / "line.toml", tiny_bundle.path, ["cam"], log={"path": str(log)})
+
+    done, nobody = (kizu("log", "forget", config, "--name", name) for name in ("press", "who"))
+
+    assert done.returncode == 0 and "everything through 2" in done.stdout, done.stderr
+    assert nobody.returncode == 2 and "registered: nobody" in nobody.stderr
+    assert json.loads(kizu("log", "verify", log).stdout)["events"] == 3
+    places: list[int] = []
+    with EventLog(log, SystemClock()) as made:
+        assert made.cursors() == {}
+        made.move_cursor("press", None, 1, places.append)
+        made.flush(10)
+    assert places == [1]
+
+
+def test_forgetting_makes_no_log_and_needs_a_name(tmp_path: Path, tiny_bundle: ModelBundle) -> None:
+    """A mistyped path is an error, not an empty log."""
+    config = write_config(tmp_path / "line.toml", tiny_bundle.path, ["cam"])
+
+    missing, unnamed = kizu("log", "forget", config, "--name", "press"), kizu("log", "forget", config)
+
+    assert (missing.returncode, unnamed.returncode) == (2, 2)
+    assert "does not exist" in missing.stderr and "--name" in unnamed.stderr
+    assert not (tmp_path / "events.sqlite").exists()
+
+
+@pytest.mark.parametrize("request_", [b"{}", b'{"ask": "forget", "name": 7}', b"\xff", b"[" * 100])
+def test_a_request_to_forget_that_is_none_is_answered_and_forgets_nobody(log: Path, request_: bytes) -> None:
+    """The control socket is the daemon's user's, and still nothing that comes through it may end the thread."""
+    with EventLog(log, SystemClock()) as made:
+        told = msgspec.json.decode(answer(made, request_), type=Forgotten)
+
+        assert told.error and made.cursors() == {"press": 2}
 
 
 @pytest.fixture(scope="module")
