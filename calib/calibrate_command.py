@@ -17,6 +17,7 @@ from edge.errors import CommandError
 if TYPE_CHECKING:
     from calib.promise import Certificate, Promise
     from calib.request import MinArea
+    from edge.config import EdgeConfig
 
 
 def calibrate(
@@ -67,6 +68,7 @@ def calibrate(
     from edge.opening import why_not_certified
 
     runs = None if line is None else load_config(line)
+    corrected = [] if runs is None else _with_flat_field(runs)
     request = Request(
         false_rejects=parse_rate(false_rejects, "--false-rejects"),
         confidence=parse_rate(confidence, "--confidence"),
@@ -88,8 +90,15 @@ def calibrate(
     source = open_bundle(bundle)
     certified = certify_parts(source, good, out, request)
     write_atomically(page, certificate_page(certified).encode())
-    if runs is not None and (why := why_not_certified(certified.bundle.calibration, runs.engine)) is not None:
-        typer.echo(f"warning: {line}: the certificate will not hold on this line: {why}", err=True)
+    if runs is not None:
+        if (why := why_not_certified(certified.bundle.calibration, runs.engine)) is not None:
+            typer.echo(f"warning: {line}: the certificate will not hold on this line: {why}", err=True)
+        for camera in corrected:
+            typer.echo(
+                f"warning: {line}: camera {camera} has a flat field, which its pictures in {good} must have too: the "
+                "certificate holds only if they are what `kizu correct` makes",
+                err=True,
+            )
     for warning in certified.certificate.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if source.signed_by is not None:
@@ -97,6 +106,14 @@ def calibrate(
         typer.echo(f"warning: {bundle} is signed, {out} is not: run `kizu sign {out} --key FILE`", err=True)
     typer.echo(msgspec.json.encode(certified.certificate) if json else table(certified.certificate))
     typer.echo(f"page to sign: {page}", err=json)
+
+
+def _with_flat_field(line: EdgeConfig) -> list[str]:
+    """Cameras whose frames the line corrects; what was given as their pictures, no file can tell."""
+    from edge.camera import open_camera
+
+    known = {one.name: open_camera(Path(one.calibration)) for one in line.cameras if one.calibration is not None}
+    return [name for name, camera in known.items() if camera.gain is not None]
 
 
 def _min_area(text: str | None) -> MinArea:

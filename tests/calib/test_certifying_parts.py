@@ -16,6 +16,7 @@ from calib.calibrate_command import calibrate
 from calib.dataset import file_sha256
 from calib.evaluate_command import evaluate
 from edge.bundle import InputSpec, ModelBundle, derive_bundle, open_bundle
+from edge.camera import write_camera
 from edge.errors import BundleError, CalibrationError, CommandError, DataError
 from edge.images import encode_png
 
@@ -332,6 +333,22 @@ def test_the_lines_region_of_interest_is_what_is_certified(bundle: Path, invoke:
     (tmp_path / "line.toml").write_text(LINE + '[[cameras]]\nname = "right"\n')
     with pytest.raises(CommandError, match="the cameras left, right; say which one took each picture"):
         invoke(*arguments, "--out", tmp_path / "other")
+
+
+def test_a_line_that_corrects_its_frames_asks_for_pictures_that_are_corrected(
+    bundle: Path, good_folder: Callable[..., Path], invoke: Invoke, tmp_path: Path
+) -> None:
+    """Nothing in a file says whether it was; the warning names the command. Control: a camera with a lens only."""
+    even, told = np.ones((32, 32, 1), np.float32), []
+    folder = good_folder(45)
+    for name, flat in (("flat", {"gain": even * 1.1, "dark": even * 2}), ("plain", {})):
+        write_camera(tmp_path / f"{name}.camera", size=(32, 32), **flat)
+        line = tmp_path / f"{name}.toml"
+        line.write_text(LINE + f'calibration = "{name}.camera"\n')
+        options = ("--good", folder, *PROMISE, "--line", line, "--out", tmp_path / name)
+        told.append("what `kizu correct` makes" in invoke(calibrate, bundle, *options).stderr)
+
+    assert told == [True, False]
 
 
 ZONES = """
