@@ -344,7 +344,7 @@ def test_what_a_killed_build_left_is_swept_away_and_a_running_one_is_not(cache: 
 
 
 @rtx
-def test_fp16_is_compared_with_the_golden_frames_before_anything_is_built(demo: ModelBundle, cache: Path) -> None:
+def test_fp16_is_compared_with_the_golden_frames_before_anything_is_kept(demo: ModelBundle, cache: Path) -> None:
     """The share is kept with the engine; fp32 needs no comparison, and bf16 has none on a CPU."""
     half = compile_bundle(demo, targets=["sm89"], precision="fp16", cache=cache)
     again = compile_bundle(demo, targets=["sm89"], precision="fp16", cache=cache)

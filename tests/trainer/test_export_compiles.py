@@ -34,7 +34,7 @@ def test_the_best_heads_map_and_the_top_tenth_build_at_both_precisions(tmp_path:
     method = Conad(FRAMES, seed=1)
     method.prepare(frames)
     method.fit_statistics(frames[4:])
-    facts = BundleFacts("conad", "conad", "frames", InputSpec(256, 256, 3, max_batch=16), "0" * 64, True, {}, {})
+    facts = BundleFacts("conad", "conad", "frames", InputSpec(256, 256, 3, max_batch=16), "0" * 64, True, {})
     bundle = export_bundle(method, tmp_path / "conad", facts, held_out=frames[4:])
 
     half = compile_bundle(bundle, targets=["sm89"], precision="fp16", cache=tmp_path / "engines")

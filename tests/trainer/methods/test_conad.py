@@ -340,7 +340,7 @@ def test_the_bundle_answers_as_torch_does_and_has_two_thresholds(photos: Frames,
     """The export's own gate on both backends; no image or pixel of the held-out parts is beyond its threshold."""
     method, _ = trained(replace(TINY, score=score), photos)  # type: ignore[arg-type]
     method.fit_statistics(photos[14:])
-    facts = BundleFacts("conad", "conad", "frames", InputSpec(64, 64, 3, 4), "0" * 64, True, {}, {})
+    facts = BundleFacts("conad", "conad", "frames", InputSpec(64, 64, 3, 4), "0" * 64, True, {})
 
     bundle = export_bundle(method, tmp_path / "bundle", facts, held_out=photos[14:])
 
