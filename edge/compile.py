@@ -83,7 +83,7 @@ def compile_bundle(
     started = time.monotonic()
     engine = _build(library, rewritten, key, progress or Progress())
     build_s = time.monotonic() - started
-    # After the build: what another library leaves in memory moves addresses, and the engine's tables are ordered by them.
+    # After the build: another library moves addresses in memory, and the engine has tables that are ordered by them.
     share = require_parity(bundle, graph, rewritten) if precision == "fp16" else None
     return keep_plan(folder, key, engine, build_s, share)
 
