@@ -508,6 +508,25 @@ def test_with_latest_the_newest_frame_is_looked_at_and_the_displaced_ones_say_so
     assert received == 40 == line.sample("kizu_verdicts_total")
 
 
+@pytest.mark.parametrize(
+    ("limit", "reasons"),
+    [(3, ["score", "score", "frozen", "frozen", "score"]), (None, ["score"] * 5)],
+    ids=["watched", "control"],
+)
+def test_a_camera_that_repeats_one_picture_is_frozen_and_accepts_nothing(
+    make_line: MakeLine, limit: int | None, reasons: list[str]
+) -> None:
+    """Each frame has its answer, in the log and at the camera. Control: unwatched, a dead camera's parts all pass."""
+    line = make_line([*(frame(index) for index in range(4)), frame(4, 120)], terms={"cam": Terms(frozen_after=limit)})
+
+    line.run_until(5)
+
+    told = sorted((event.frame_sequence, event.reason, event.decision) for event in line.events)
+    assert [reason for _, reason, _ in told] == reasons
+    assert {decision for _, reason, decision in told if reason == "frozen"} <= {"inconclusive"}
+    assert len(line.source.acknowledged) == 5 == line.sample("kizu_verdicts_total")
+
+
 def test_an_idle_line_takes_a_single_frame_without_waiting_for_company(make_line: MakeLine) -> None:
     """A batch leaves when its first frame has waited `max_wait_ms`, not when it is full."""
     line = make_line([frame(0)], max_wait_ms=5.0)
