@@ -479,8 +479,8 @@ def test_a_deadline_holds_while_the_engine_hangs_and_what_waits_does_not_pile_up
 
 
 def test_an_engine_that_hangs_is_seen_though_deadlines_answer_for_it(make_line: MakeLine) -> None:
-    """Or the watchdog would be fed by a line that inspects nothing."""
-    line = make_line([frame(0)], engine=FakeEngine(SPEC, latency_s=0.5), terms=SOON)
+    """Or the watchdog would be fed by a line that inspects nothing. Time enough to begin: a cold start takes 20 ms."""
+    line = make_line([frame(0)], engine=FakeEngine(SPEC, latency_s=3.0), terms={"cam": Terms(deadline_ns=10**9)})
     line.pipeline.start()
     while not line.events:
         time.sleep(0.002)
