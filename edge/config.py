@@ -53,7 +53,8 @@ class CameraConfig(_Section, frozen=True):
 
     `policy` `every` looks at each frame and lets the camera wait, `latest` gives a waiting frame up for a newer one.
     A frame without a verdict `deadline_ms` after its reception is INCONCLUSIVE(late); with `clock` `synchronized` the
-    time runs from the camera's own time of exposure. `calibration` is a folder that `kizu camera` wrote, `rules` a rule
+    time runs from the camera's own time of exposure. From the `frozen_after`th picture in a row that is the same byte
+    for byte its frames are INCONCLUSIVE(frozen). `calibration` is a folder that `kizu camera` wrote, `rules` a rule
     file.
     """
 
@@ -64,6 +65,7 @@ class CameraConfig(_Section, frozen=True):
     policy: Literal["every", "latest"] = "every"
     deadline_ms: Annotated[float, Meta(gt=0, le=600_000)] | None = None
     clock: Literal["free", "synchronized"] = "free"
+    frozen_after: Annotated[int, Meta(ge=2, le=1_000_000)] | None = None
     calibration: _Text | None = None
     rules: _Text | None = None
 

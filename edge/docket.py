@@ -27,17 +27,19 @@ class Terms:
     With `latest` a frame that waits is given up for a newer one of its camera; otherwise every frame is looked at and
     the camera waits for its credits. A verdict is due `deadline_ns` after reception (None: whenever it comes), or with
     `synchronized` after exposure: then the camera's wall clock is believed, as far as it does not run ahead of ours.
+    From `frozen_after` equal pictures in a row on, the camera is taken to be frozen (None: never).
     """
 
     latest: bool = False
     deadline_ns: int | None = None
     synchronized: bool = False
+    frozen_after: int | None = None
 
 
 def terms_of(camera: CameraConfig) -> Terms:
     """The configured camera's terms."""
     deadline_ns = None if camera.deadline_ms is None else round(camera.deadline_ms * 1e6)
-    return Terms(camera.policy == "latest", deadline_ns, camera.clock == "synchronized")
+    return Terms(camera.policy == "latest", deadline_ns, camera.clock == "synchronized", camera.frozen_after)
 
 
 class Docket:

@@ -30,6 +30,7 @@ from edge.health import Progress
 from edge.inference import MAX_DETAIL, EngineRunner, Replacement, Scored, Stages, Unjudged, judged
 from edge.metrics import Metrics
 from edge.protocols import Clock, Engine
+from edge.standstill import Standstill
 from edge.types import Decision, DefectRegion, Frame, FrameId, Reason, Unreadable, Verdict
 
 FrameKey = tuple[str, int, int]
@@ -110,6 +111,9 @@ class Pipeline:
         )
         # Neither has a bound of its own: admission at `capacity` is the bound of both.
         self._docket = Docket(terms, clock)
+        self._standstill = Standstill(
+            {name: one.frozen_after for name, one in terms.items() if one.frozen_after is not None}
+        )
         self._to_verdict: SimpleQueue[Scored | Unjudged | None] = SimpleQueue()
         self._stopping = threading.Event()
         self._ended = threading.Event()
@@ -285,6 +289,8 @@ class Pipeline:
                 self._answer(frame, Reason.UNREADABLE, f"{frame.reason}: {frame.detail}")
             elif (why := self._withheld) is not None:
                 self._answer(frame, Reason.CHALLENGE, why)
+            elif times := self._standstill(frame):
+                self._answer(frame, Reason.FROZEN, f"the same picture, byte for byte, {times} times in a row")
             elif older := self._docket.enter(frame):
                 self._answer(older, Reason.DROPPED, "a newer frame of its camera came before it was looked at")
 

@@ -34,7 +34,7 @@ ORDER = [
     ("sockets",),
     ("stages", "engines", "sources", "sinks"),
     ("replay_client",),
-    ("part_scores", "cameras"),
+    ("part_scores", "cameras", "standstill"),
     ("compile", "client", "sender", "docket", "warrant", "opening", "inference", "pipeline", "health", "doorkeeper"),
     ("shadow", "bridge", "challenge"),
     ("challenge_duty",),

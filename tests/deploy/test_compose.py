@@ -54,15 +54,7 @@ def problems(text: str) -> list[str]:
 
 def test_whatever_the_file_names_is_there() -> None:
     """Mounted files, Dockerfile, extras and subcommands."""
-    # The console comes from another branch of work; its extra and its command belong to it.
-    missing = [one for one in problems(COMPOSE.read_text()) if "console" not in one or "console" in known_commands()]
-
-    assert missing == []
-
-
-def known_commands() -> dict[str, str]:
-    commands: dict[str, str] = PROJECT["entry-points"]["kizu.commands"]
-    return commands
+    assert problems(COMPOSE.read_text()) == []
 
 
 def test_control_a_file_that_would_not_start_is_noticed() -> None:
@@ -78,9 +70,7 @@ def test_control_a_file_that_would_not_start_is_noticed() -> None:
         assert old in text
         text = text.replace(old, new)
 
-    found = [one for one in problems(text) if "kizu console" not in one]
-
-    assert found == [
+    assert problems(text) == [
         "daemon: extra gpus is unknown",
         "daemon: kizu start is unknown",
         "prometheus: ./prometheus/rule.yaml is not there",

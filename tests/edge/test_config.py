@@ -138,6 +138,7 @@ def test_the_example_loads_as_it_stands_and_with_every_comment_taken_away(tmp_pa
         "roi_xywh = [64, 0, 512, 480]": "",
         "min_area_px = 16": "",
         "deadline_ms = 100.0": "",
+        "frozen_after = 3": "",
         'calibration = "right.camera"': "",
         'rules = "right.rules.toml"': "",
         'dir = "samples"': "",

@@ -479,8 +479,8 @@ def test_a_deadline_holds_while_the_engine_hangs_and_what_waits_does_not_pile_up
 
 
 def test_an_engine_that_hangs_is_seen_though_deadlines_answer_for_it(make_line: MakeLine) -> None:
-    """Or the watchdog would be fed by a line that inspects nothing."""
-    line = make_line([frame(0)], engine=FakeEngine(SPEC, latency_s=0.5), terms=SOON)
+    """Or the watchdog would be fed by a line that inspects nothing. Time enough to begin: a cold start takes 20 ms."""
+    line = make_line([frame(0)], engine=FakeEngine(SPEC, latency_s=3.0), terms={"cam": Terms(deadline_ns=10**9)})
     line.pipeline.start()
     while not line.events:
         time.sleep(0.002)
@@ -506,6 +506,25 @@ def test_with_latest_the_newest_frame_is_looked_at_and_the_displaced_ones_say_so
     assert reasons[39] == "score" and set(reasons.values()) == {"score", "dropped"}
     received = line.sample("kizu_frames_received_total")
     assert received == 40 == line.sample("kizu_verdicts_total")
+
+
+@pytest.mark.parametrize(
+    ("limit", "reasons"),
+    [(3, ["score", "score", "frozen", "frozen", "score"]), (None, ["score"] * 5)],
+    ids=["watched", "control"],
+)
+def test_a_camera_that_repeats_one_picture_is_frozen_and_accepts_nothing(
+    make_line: MakeLine, limit: int | None, reasons: list[str]
+) -> None:
+    """Each frame has its answer, in the log and at the camera. Control: unwatched, a dead camera's parts all pass."""
+    line = make_line([*(frame(index) for index in range(4)), frame(4, 120)], terms={"cam": Terms(frozen_after=limit)})
+
+    line.run_until(5)
+
+    told = sorted((event.frame_sequence, event.reason, event.decision) for event in line.events)
+    assert [reason for _, reason, _ in told] == reasons
+    assert {decision for _, reason, decision in told if reason == "frozen"} <= {"inconclusive"}
+    assert len(line.source.acknowledged) == 5 == line.sample("kizu_verdicts_total")
 
 
 def test_an_idle_line_takes_a_single_frame_without_waiting_for_company(make_line: MakeLine) -> None:
