@@ -350,6 +350,7 @@ def test_a_line_that_corrects_its_frames_asks_for_pictures_that_are_corrected(
 
     assert told == [True, False]
     flat, plain = (open_bundle(tmp_path / name).calibration.flat_field for name in ("flat", "plain"))
+    assert str(flat) in (tmp_path / "flat.certificate.html").read_text()  # whoever signs sees it
     assert (flat, plain) == (open_camera(tmp_path / "flat.camera").flat_field_id, None) and flat is not None
 
 
