@@ -23,7 +23,7 @@ from calib.page import BLANK, Markup, Piece, note, page, picture, table
 from calib.promise import Certificate, Promise
 from calib.scoring import Scored, Worst
 from calib.threshold import percent
-from edge.bundle import ModelBundle
+from edge.bundle import CameraThresholds, ModelBundle, ScoreCalibration
 from edge.images import cv2, encode_png
 from edge.stages.segment import render_map
 
@@ -76,7 +76,7 @@ def _promise_in_words(certificate: Certificate) -> list[Piece]:
 
 def _facts(certificate: Certificate, certified: Certified) -> Markup:
     calibration = certified.bundle.calibration
-    rows = calibration.cameras or {"all": calibration}
+    rows: dict[str, ScoreCalibration | CameraThresholds] = {**calibration.cameras} or {"all": calibration}
     return table(
         [
             ("good parts", f"{certificate.parts:,} in {certificate.images:,} pictures"),
