@@ -68,7 +68,7 @@ def calibrate(
     from edge.opening import why_not_certified
 
     runs = None if line is None else load_config(line)
-    corrected = [] if runs is None else _with_flat_field(runs)
+    flat_fields = {} if runs is None else _flat_fields(runs)
     request = Request(
         false_rejects=parse_rate(false_rejects, "--false-rejects"),
         confidence=parse_rate(confidence, "--confidence"),
@@ -79,6 +79,7 @@ def calibrate(
         bad=bad,
         labels=labels,
         line=None if runs is None else {camera.name: camera.roi_xywh for camera in runs.cameras},
+        flat_fields=flat_fields,
         zones={} if zones is None else read_zones(zones),
     )
     page = report or out.with_name(f"{out.name}.certificate.html")
@@ -93,7 +94,7 @@ def calibrate(
     if runs is not None:
         if (why := why_not_certified(certified.bundle.calibration, runs.engine)) is not None:
             typer.echo(f"warning: {line}: the certificate will not hold on this line: {why}", err=True)
-        for camera in corrected:
+        for camera in flat_fields:
             typer.echo(
                 f"warning: {line}: camera {camera} has a flat field, which its pictures in {good} must have too: the "
                 "certificate holds only if they are what `kizu correct` makes",
@@ -108,12 +109,13 @@ def calibrate(
     typer.echo(f"page to sign: {page}", err=json)
 
 
-def _with_flat_field(line: EdgeConfig) -> list[str]:
-    """Cameras whose frames the line corrects; what was given as their pictures, no file can tell."""
+def _flat_fields(line: EdgeConfig) -> dict[str, str]:
+    """The flat fields of cameras whose frames the line corrects; whether a picture was corrected, no file can tell."""
     from edge.camera import open_camera
 
     known = {one.name: open_camera(Path(one.calibration)) for one in line.cameras if one.calibration is not None}
-    return [name for name, camera in known.items() if camera.gain is not None]
+    ids = {name: camera.flat_field_id for name, camera in known.items()}
+    return {name: flat_field for name, flat_field in ids.items() if flat_field is not None}
 
 
 def _min_area(text: str | None) -> MinArea:

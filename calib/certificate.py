@@ -17,7 +17,7 @@ from calib.labels import open_labels, with_labels
 from calib.parts import PartImage
 from calib.progress import Advance, progress
 from calib.promise import SCHEMA_VERSION, Certificate, Fit, promise_of, record_of, summary
-from calib.request import MinArea, Request, notes_of, regions_of, require_cameras
+from calib.request import MinArea, Request, flat_fields_of, notes_of, regions_of, require_cameras
 from calib.sample import Sample, choose_bad, choose_sample, require_all_rows
 from calib.scoring import Scored, score_parts
 from calib.threshold import fit_threshold, require_parts, required_parts
@@ -140,7 +140,8 @@ def _require_enough(request: Request, camera: str, parts: int) -> None:
 def _draft(source: ModelBundle, request: Request, sample: Sample) -> ModelBundle:
     """The source with the regions asked for, and zones that have no thresholds of their own yet; not on disk."""
     regions = regions_of(request, sample)
-    plain = msgspec.structs.replace(source.calibration, roi_xywh=None, zones=(), cameras={})
+    flat_fields = flat_fields_of(request, sample)
+    plain = msgspec.structs.replace(source.calibration, roi_xywh=None, zones=(), cameras={}, flat_field=None)
     table = {
         camera: CameraThresholds(
             threshold=plain.threshold,
@@ -148,6 +149,7 @@ def _draft(source: ModelBundle, request: Request, sample: Sample) -> ModelBundle
             min_area_px=plain.min_area_px,
             scores=plain.scores,
             roi_xywh=regions[camera],
+            flat_field=flat_fields[camera],
             zones=tuple(msgspec.structs.replace(zone, offset=0.0) for zone in request.zones.get(camera, ())),
         )
         for camera in sample.cameras()
@@ -253,6 +255,7 @@ def _calibration(
             min_area_px=fit.min_area_px,
             scores=fit.scores,
             roi_xywh=draft.calibration.cameras[camera].roi_xywh,
+            flat_field=draft.calibration.cameras[camera].flat_field,
             zones=fit.zones,
         )
         for camera, fit in fits.items()
@@ -274,6 +277,7 @@ def _calibration(
         unit=request.grouping.unit,
         block=(request.grouping.block, request.grouping.gap) if request.grouping.unit == "block" else None,
         roi_xywh=alone.roi_xywh if alone else None,
+        flat_field=alone.flat_field if alone else None,
         zones=alone.zones if alone else (),
         cameras={} if alone else table,
     )

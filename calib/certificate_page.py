@@ -23,7 +23,7 @@ from calib.page import BLANK, Markup, Piece, note, page, picture, table
 from calib.promise import Certificate, Promise
 from calib.scoring import Scored, Worst
 from calib.threshold import percent
-from edge.bundle import ModelBundle
+from edge.bundle import CameraThresholds, ModelBundle, ScoreCalibration
 from edge.images import cv2, encode_png
 from edge.stages.segment import render_map
 
@@ -76,12 +76,13 @@ def _promise_in_words(certificate: Certificate) -> list[Piece]:
 
 def _facts(certificate: Certificate, certified: Certified) -> Markup:
     calibration = certified.bundle.calibration
-    regions = {camera: one.roi_xywh for camera, one in calibration.cameras.items()} or {"all": calibration.roi_xywh}
+    rows: dict[str, ScoreCalibration | CameraThresholds] = {**calibration.cameras} or {"all": calibration}
     return table(
         [
             ("good parts", f"{certificate.parts:,} in {certificate.images:,} pictures"),
             ("one part is", certificate.grouping),
-            ("inspected", "; ".join(f"{name}: {_region(roi)}" for name, roi in regions.items())),
+            ("inspected", "; ".join(f"{name}: {_region(one.roi_xywh)}" for name, one in rows.items())),
+            ("flat field", "; ".join(f"{name}: {one.flat_field or 'none'}" for name, one in rows.items())),
             ("engine", certificate.engine),
             ("for a tenth of the rate", f"{certificate.parts_for_a_tenth:,} good parts would be needed"),
             ("bundle", certificate.bundle),
@@ -234,7 +235,7 @@ def _quantization(bundle: ModelBundle) -> list[Piece] | None:
 
 def _limits(certificate: Certificate) -> list[Piece]:
     bullets = [
-        "another model, backend, lens, lamp, position or region of interest: calibrate again",
+        "another model, backend, precision, flat field, lens, lamp, position or region of interest: calibrate again",
         "parts that are not like the sample: another supplier, material or shift, if the sample had only one",
         "pictures of one part counted as several: the promise is about parts, and would be too good",
         "drift: the line watches the scores of live parts and voids the certificate in every verdict when they change",

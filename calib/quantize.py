@@ -249,6 +249,7 @@ def refit(
         statistics_shared=before.statistics_shared,
         margin=margin,
         roi_xywh=before.roi_xywh,
+        flat_field=before.flat_field,
         zones=before.zones,
     ), rule
 

@@ -26,7 +26,8 @@ class Request:
 
     `min_area_px` None keeps the source's; "certify" fits it: at most `false_rejects` of good parts show a region of
     that size above the source's pixel threshold, which is then kept. `line` are the regions of interest of a line's
-    cameras, None for whole frames; `zones` are by camera, "" where cameras are not told apart.
+    cameras, None for whole frames, `flat_fields` the ids of those that correct their frames; `zones` are by camera, ""
+    where cameras are not told apart.
     """
 
     false_rejects: float
@@ -38,6 +39,7 @@ class Request:
     bad: Path | None = None
     labels: Path | None = None
     line: Mapping[str, RoiXywh | None] | None = None
+    flat_fields: Mapping[str, str | None] = field(default_factory=dict)
     zones: Mapping[str, Sequence[Zone]] = field(default_factory=dict)
 
 
@@ -78,6 +80,12 @@ def regions_of(request: Request, sample: Sample) -> dict[str, RoiXywh | None]:
     if strange := [camera for camera in cameras if camera not in line]:
         raise CommandError(f"pictures of camera {strange[0]!r}, but the line has {', '.join(line)}; correct the names")
     return {camera: line[camera] for camera in cameras}
+
+
+def flat_fields_of(request: Request, sample: Sample) -> dict[str, str | None]:
+    """Return which flat field the pictures of each camera of the sample are said to be corrected by."""
+    alone = next(iter(request.line or ()), "")  # `regions_of` has refused a line of several
+    return {camera: request.flat_fields.get(camera or alone) for camera in sample.cameras()}
 
 
 def notes_of(request: Request, suspects: Mapping[str, float], cameras: Collection[str]) -> list[str]:

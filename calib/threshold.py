@@ -131,7 +131,8 @@ def require_parts(parts: int, *, false_rejects: float, confidence: float) -> Non
     raise CalibrationError(
         f"{asked} needs at least {needed:,} good parts, but {parts:,} were given; "
         f"this sample supports {supported} or more: "
-        f"add {needed - parts:,} good parts, or run the command with `--false-rejects {supported}`"
+        f"add {needed - parts:,} good {'part' if needed - parts == 1 else 'parts'}, or run the command with "
+        f"`--false-rejects {supported}`"
     )
 
 

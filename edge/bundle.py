@@ -196,6 +196,7 @@ class CameraThresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     roi_xywh: RoiXywh | None = None
     zones: tuple[Zone, ...] = ()
     certified: bool = True
+    flat_field: str | None = None
 
 
 class ScoreCalibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -208,7 +209,8 @@ class ScoreCalibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     threshold come from the same images. `data_sha256` is the digest of the good images used, `model_sha256` that of the
     model.onnx that scored them. A part is one `unit`: an image, the frames of one `part_id`, or `block` = [frames, gap]
     frames in a row; `scores` are then its maxima. Scores are those of `roi_xywh` (None: the whole frame) within
-    `zones` (none: everywhere). `cameras` replaces all of these for the cameras in it.
+    `zones` (none: everywhere), of pictures corrected by `flat_field` (its `CameraCalibration.flat_field_id`; None: as
+    the camera sends them). `cameras` replaces all of these for the cameras in it.
     """
 
     kind: Literal["provisional", "order-statistic"]
@@ -229,6 +231,7 @@ class ScoreCalibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     roi_xywh: RoiXywh | None = None
     zones: tuple[Zone, ...] = ()
     cameras: dict[str, CameraThresholds] = {}
+    flat_field: str | None = None
 
     def of(self, camera: str) -> ScoreCalibration:
         """What holds for one camera; uncertified for one that is not in the table, if there is a table."""

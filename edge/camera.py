@@ -94,6 +94,13 @@ class CameraCalibration:
     plane: Plane | None = None
 
     @property
+    def flat_field_id(self) -> str | None:
+        """SHA-256 of the flat field's values, None without one: two calibrations with one id correct alike."""
+        if self.gain is None or self.dark is None:
+            return None
+        return sha256_hex(np.ascontiguousarray(self.gain).tobytes() + np.ascontiguousarray(self.dark).tobytes())
+
+    @property
     def has_scale(self) -> bool:
         """Whether `to_mm` can be asked."""
         return self.plane is not None

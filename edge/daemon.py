@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector,
 
 from edge.admission import AllowList
 from edge.bundle import ModelBundle
-from edge.cameras import uncertified
+from edge.cameras import FlatFields, uncertified
 from edge.challenge import KIND
 from edge.challenge_duty import duty_of
 from edge.clock import SystemClock
@@ -34,7 +34,7 @@ from edge.errors import ConfigError, KizuError
 from edge.gpu_metrics import find_gpus
 from edge.health import Notifier, State, state_of
 from edge.keys import ServerKeys, load_server
-from edge.line_stages import find_challenge, make_stages, named
+from edge.line_stages import find_challenge, flat_fields_of, make_stages, named
 from edge.loading import (
     Running,
     Warn,
@@ -172,7 +172,7 @@ def serve(
         opener = opener_of(config, bundle, metrics, warn)
         stages = watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
         find_challenge(config, where)
-        _warn_of_bundle(config, bundle, warn)
+        _warn_of_bundle(config, bundle, flat_fields_of(stages.measures), warn)
         pipeline: Pipeline | None = None
 
         def log_failed(why: str) -> None:
@@ -539,7 +539,7 @@ def open_door(config: EdgeConfig, where: Path, context: Context, metrics: Metric
         return Doorkeeper(context, peers, on_refused=metrics.refuse_connection, on_step=metrics.connection, tell=warn)
 
 
-def _warn_of_bundle(config: EdgeConfig, bundle: ModelBundle, warn: Warn) -> None:
+def _warn_of_bundle(config: EdgeConfig, bundle: ModelBundle, flat_fields: FlatFields, warn: Warn) -> None:
     if config.engine.backend == "fake":
         warn("dry run: the fake engine does not look for flaws", {"engine.backend": "fake"})
     elif not bundle.calibration.certified:
@@ -549,7 +549,7 @@ def _warn_of_bundle(config: EdgeConfig, bundle: ModelBundle, warn: Warn) -> None
         )
     elif (reason := why_not_certified(bundle.calibration, config.engine)) is not None:
         warn("the certificate does not hold on this line's engine", {"bundle": config.bundle, "why": reason})
-    for camera, why in uncertified(config, bundle.calibration).items():
+    for camera, why in uncertified(config, bundle.calibration, flat_fields).items():
         warn("this camera's verdicts are not certified", {"camera": camera, "why": why})
     if config.plain_off_host and config.security.secret_key is None:
         warn("plain_off_host: frames and events may leave this host unencrypted", {})

@@ -5,7 +5,7 @@ Owns which file and key a refusal is about. What the stages do is `stages`'; wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -59,8 +59,8 @@ def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:
         )
     if why_not_certified(calibration, config.engine) is not None:
         calibration = msgspec.structs.replace(calibration, certified=False)
-    calibration = calibration_of_line(config, calibration)
     measures = {camera.name: _measure(camera, where) for camera in config.cameras}
+    calibration = calibration_of_line(config, calibration, flat_fields_of(measures))
     preprocess = {camera.name: _preprocess(camera, manifest.input, measures[camera.name]) for camera in config.cameras}
     zones, segments = zones_of_line(config, calibration, manifest.map), segments_of_line(config, calibration)
     if config.challenge.dir is not None:
@@ -80,6 +80,11 @@ def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:
         segments=segments,
         measures=measures,
     )
+
+
+def flat_fields_of(measures: Mapping[str, Measure]) -> dict[str, str | None]:
+    """Which flat field corrects each camera's frames."""
+    return {name: None if one.camera is None else one.camera.flat_field_id for name, one in measures.items()}
 
 
 def _with_probes(by_camera: dict[str, _T]) -> dict[str, _T]:

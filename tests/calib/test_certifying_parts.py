@@ -16,7 +16,7 @@ from calib.calibrate_command import calibrate
 from calib.dataset import file_sha256
 from calib.evaluate_command import evaluate
 from edge.bundle import InputSpec, ModelBundle, derive_bundle, open_bundle
-from edge.camera import write_camera
+from edge.camera import open_camera, write_camera
 from edge.errors import BundleError, CalibrationError, CommandError, DataError
 from edge.images import encode_png
 
@@ -349,6 +349,9 @@ def test_a_line_that_corrects_its_frames_asks_for_pictures_that_are_corrected(
         told.append("what `kizu correct` makes" in invoke(calibrate, bundle, *options).stderr)
 
     assert told == [True, False]
+    flat, plain = (open_bundle(tmp_path / name).calibration.flat_field for name in ("flat", "plain"))
+    assert str(flat) in (tmp_path / "flat.certificate.html").read_text()  # whoever signs sees it
+    assert (flat, plain) == (open_camera(tmp_path / "flat.camera").flat_field_id, None) and flat is not None
 
 
 ZONES = """

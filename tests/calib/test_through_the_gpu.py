@@ -177,3 +177,20 @@ def test_eight_bits_for_a_gpu_that_is_not_there_are_refused(
     with pytest.raises(DeviceError, match=r"pip install|nvidia|this machine has"):
         invoke(quantize, tiny_bundle.path, *options, "--out", tmp_path / "small")
     assert not (tmp_path / "small").exists()
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_certifies_through_its_own_plan(
+    tiny_bundle: ModelBundle, good_folder: Callable[..., Path], invoke: Invoke, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Nothing is stood in for: compiled, run, recorded, and the line that names the same is certified."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out = tmp_path / "line"
+    invoke(calibrate, tiny_bundle.path, "--good", good_folder(45), "--out", out, *PROMISE, "--backend", "tensorrt")
+    bundle = open_bundle(out)
+    print(bundle.calibration.engine)
+
+    assert bundle.calibration.engine.startswith("tensorrt ") and " fp16 cuda:0 " in bundle.calibration.engine
+    assert is_certified(bundle, tmp_path, backend="tensorrt", device="cuda:0", precision="fp16")
+    assert not is_certified(bundle, tmp_path, backend="tensorrt", device="cuda:0", precision="fp32")

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from edge.bundle import CameraThresholds, ModelBundle, ScoreCalibration, Zone
+from edge.camera import CameraCalibration, write_camera
 from edge.cameras import calibration_of_line, uncertified
 from edge.clock import ManualClock
 from edge.config import EdgeConfig
 from edge.inference import judged
-from edge.line_stages import make_stages
+from edge.line_stages import flat_fields_of, make_stages
 from edge.stages.preprocess import prepare
 from edge.stages.watch import WatchSettings
 from edge.types import Decision, Frame, FrameId, ModelInput, Reason, Verdict
@@ -56,6 +57,32 @@ def test_another_region_of_interest_is_another_line(certified: Any, here: Any, h
 
     assert calibration_of_line(line, calibration).of("left").certified is holds
     assert bool(uncertified(line, calibration)) is not holds
+
+
+@pytest.mark.parametrize(("certified", "here", "holds"), [
+    (1.0, 1.0, True), (None, None, True), (1.0, 1.5, False), (None, 1.5, False), (1.0, None, False),
+])  # fmt: skip
+def test_another_flat_field_is_another_line(
+    tmp_path: Path, make_bundle: Any, tiny_bundle: ModelBundle, certified: float | None, here: float | None, holds: bool
+) -> None:
+    """A certificate about corrected pictures holds for frames corrected alike, and for no others."""
+
+    def write(name: str, gain: float | None) -> CameraCalibration:
+        even = np.ones((32, 32, 1), np.float32)
+        flat = {} if gain is None else {"gain": even * gain, "dark": even}
+        return write_camera(tmp_path / name, size=(32, 32), **flat)  # type: ignore[arg-type]
+
+    made_with, _ = write("then", certified), write("now", here)
+    calibration = msgspec.structs.replace(
+        tiny_bundle.calibration, certified=True, engine="onnxruntime 1 cpu", flat_field=made_with.flat_field_id
+    )
+    bundle = make_bundle(tmp_path / "bundle", calibration=calibration)
+    line = config({"name": "left", "calibration": str(tmp_path / "now")})
+    stages = make_stages(line, bundle, Path("line.toml"))
+
+    assert stages.decide.calibration.of("left").certified is holds
+    why = uncertified(line, calibration, flat_fields_of(stages.measures))
+    assert (why == {}) is holds and (holds or "`kizu correct`" in why["left"])
 
 
 def test_a_provisional_calibration_has_no_certificate_to_lose() -> None:

@@ -11,7 +11,7 @@ import pytest
 from dark_spots import SIDE, dark_bundle, spots
 from edge import daemon
 from edge.bundle import ModelBundle
-from edge.camera import Plane, write_camera
+from edge.camera import Plane, open_camera, write_camera
 from edge.commands.rescore import rescore
 from edge.config import EdgeConfig, load_config
 from edge.daemon import Ready, StopRequest
@@ -100,7 +100,7 @@ def test_a_rule_file_decides_on_a_real_line(
     assert clamped.regions[0].ignored_by == "clamp" and "1 ignored in zone clamp" in clamped.detail
     assert one.regions[0].length_mm == pytest.approx(0.25) and one.regions[0].area_mm2 == pytest.approx(0.03)
     assert one.regions[0].center_mm_xy == pytest.approx((1.6, 1.575))
-    assert {event.calibration_id for event in (good, one)} == {daemon.open_camera(tmp_path / "cam.camera").id}
+    assert {event.calibration_id for event in (good, one)} == {open_camera(tmp_path / "cam.camera").id}
     assert good.rules_id == one.rules_id is not None
     capsys.readouterr()
 
