@@ -144,6 +144,8 @@ def why_not_certified(calibration: ScoreCalibration, asked: EngineConfig) -> str
     A threshold is certified through the engine that gave the scores: another backend sums in another order, another
     precision rounds elsewhere, and nobody vouches for their scores.
     """
+    if asked.backend == "fake":
+        return "the fake engine runs no model, so nothing that it accepts is certified; name a real engine.backend"
     given = calibration.engine.split(" ")
     wanted: list[str] = [asked.backend]
     made = given[:1]

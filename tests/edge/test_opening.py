@@ -146,3 +146,15 @@ def test_a_line_on_another_engine_than_its_certificates_says_so(
         )
 
     assert told == {"tensorrt": True, "openvino": False}
+
+
+def test_a_dry_run_certifies_nothing_whatever_its_bundle_says(
+    tmp_path: Path, make_bundle: Callable[..., ModelBundle], tiny_bundle: ModelBundle
+) -> None:
+    """The fake engine runs no model, so a certificate that it made itself says nothing of one either."""
+    calibration = msgspec.structs.replace(tiny_bundle.calibration, certified=True, engine="fake 1 cpu")
+    bundle = make_bundle(tmp_path / "certified", calibration=calibration)
+    config = config_of(tmp_path, bundle, backend="fake", device="cpu")
+
+    assert not make_stages(config, bundle, Path("line.toml")).decide.calibration.certified
+    assert "runs no model" in str(why_not_certified(calibration, config.engine))
