@@ -21,10 +21,29 @@ def top_mean(scores: Tensor, share: float) -> Tensor:
     The sum of the k largest is the smallest k t + sum(max(x - t, 0)) over all t, reached where at most k values lie
     above t; halving finds such a t to 2^-24 of the map's range, and that close the curve is flat.
     """
-    cells = int(scores.shape[1]) * int(scores.shape[2])  # plain numbers while tracing, too: the graph's size is fixed
-    count = float(math.ceil(round(share * cells, 6)))
-    flat = scores.reshape(-1, cells)
-    ones = torch.ones(cells, 1, device=scores.device)
+    flat = _flat(scores)
+    count = float(math.ceil(round(share * flat.shape[1], 6)))
+    threshold = _lowest_with_at_most(flat, count)
+    return threshold[:, 0] + torch.relu(flat - threshold).sum(1) / count
+
+
+def median(scores: Tensor) -> Tensor:
+    """The median (N, 1, 1) of each map (N, h, w), to 2^-24 of the map's range; the lower of the two middle values.
+
+    Float32 throughout: the counts of cells above must be exact to one cell.
+    """
+    flat = _flat(scores)
+    return _lowest_with_at_most(flat, float(flat.shape[1] // 2))[:, :, None]
+
+
+def _flat(scores: Tensor) -> Tensor:
+    # Plain numbers while tracing, too: the graph's size is fixed.
+    return scores.reshape(-1, int(scores.shape[1]) * int(scores.shape[2]))
+
+
+def _lowest_with_at_most(flat: Tensor, count: float) -> Tensor:
+    """The lowest value (N, 1) above which at most ``count`` of each row's (N, m) values lie, by halving."""
+    ones = torch.ones(flat.shape[1], 1, device=flat.device)
     low = flat.amin(1, keepdim=True)
     span = flat.amax(1, keepdim=True) - low
     for step in range(1, 1 + STEPS):
@@ -33,19 +52,4 @@ def top_mean(scores: Tensor, share: float) -> Tensor:
         # kernel, for which its builder takes twice as long with every two of them, or fails.
         many = torch.matmul((flat > low + width).float(), ones) > count
         low = low + width * many.float()
-    threshold = low + span * 2.0**-STEPS
-    return threshold[:, 0] + torch.relu(flat - threshold).sum(1) / count
-
-
-def median(scores: Tensor) -> Tensor:
-    """The median (N, 1, 1) of each map (N, h, w), to 2^-24 of the map's range; between the two middle values of many.
-
-    Float32 throughout: the shares of cells below must be exact to one cell.
-    """
-    low = scores.amin((1, 2), keepdim=True)
-    high = scores.amax((1, 2), keepdim=True)
-    for _ in range(STEPS):
-        middle = (low + high) * 0.5
-        below = (scores <= middle).float().mean((1, 2), keepdim=True) >= 0.5
-        low, high = torch.where(below, low, middle), torch.where(below, middle, high)
-    return (low + high) * 0.5
+    return low + span * 2.0**-STEPS
