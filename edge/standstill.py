@@ -38,7 +38,7 @@ class Standstill:
             return 0
         last = self._last.get(camera)
         # A live camera's pictures differ within a few bytes, where the comparison ends.
-        if last is not None and last.shape == frame.image.shape and last.pixels == memoryview(frame.image).cast("B"):
+        if last is not None and last.shape == frame.image.shape and last.pixels == frame.image.data.cast("B"):
             last.times += 1
         else:
             # A copy: the frame may lie in a ring that is written again.
