@@ -106,7 +106,7 @@ class Line:
 
     def __enter__(self) -> Self:
         self.acknowledged: set[tuple[int, int]] = set()
-        self._over = threading.Event()
+        self._over, self._pause, self._quiet = threading.Event(), threading.Event(), threading.Event()
         self._camera = threading.Thread(target=self._send)
         self._camera.start()
         return self
@@ -145,6 +145,18 @@ class Line:
             assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s\n{self.output.read_text()[-3000:]}"
             time.sleep(0.02)
 
+    def spoil_between_commits(self) -> None:
+        """Spoil the disk while the camera waits and nothing is being written, then let it go on.
+
+        Linux says of the fsync that is under way when an ext4 is aborted by hand that it was done, and it was not: in 4
+        of 40 tries of a program that does nothing but write and fsync. No log can keep a promise on that.
+        """
+        self._pause.set()
+        self.until("the camera waits", self._quiet.is_set)
+        self.disk.spoil()
+        self._quiet.clear()
+        self._pause.clear()
+
     def until_more_acknowledged(self, count: int = 30) -> None:
         wanted = len(self.acknowledged) + count
         self.until(f"{count} more are acknowledged", lambda: len(self.acknowledged) >= wanted)
@@ -159,9 +171,16 @@ class Line:
         with CameraSender(f"ipc://{self.folder}/frames", "cam", resend_after_s=0.5) as sender:
             out: set[tuple[int, int]] = set()
             while not self._over.is_set():
+                if self._pause.is_set() and not out:
+                    self._quiet.set()
+                    time.sleep(0.01)
+                    continue
                 try:
-                    frame = sender.send(GRAY, encoding="raw", timeout_s=0.1)
-                    out.add((frame.epoch, frame.sequence))
+                    if not self._pause.is_set():
+                        frame = sender.send(GRAY, encoding="raw", timeout_s=0.1)
+                        out.add((frame.epoch, frame.sequence))
+                    else:
+                        sender.drain(0.1)
                 except SinkFull:
                     pass
                 done = {one for one in out if one[1] not in sender._kept}
@@ -206,7 +225,7 @@ def test_a_lost_disk_stops_the_acknowledgements_and_a_repaired_one_brings_them_b
         line.until_more_acknowledged()
         line.until("it is ready", lambda: is_ready(url))
 
-        line.disk.spoil()
+        line.spoil_between_commits()
         line.until("it is not ready any more", lambda: not is_ready(url))
         line.until("the daemon ended", lambda: line.daemon.poll() is not None)
         told, at_the_end = line.said("event log failed"), len(line.acknowledged)
