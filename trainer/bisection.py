@@ -21,9 +21,9 @@ def top_mean(scores: Tensor, share: float) -> Tensor:
     The sum of the k largest is the smallest k t + sum(max(x - t, 0)) over all t, reached where at most k values lie
     above t; halving finds such a t to 2^-24 of the map's range, and that close the curve is flat.
     """
-    flat = _flat(scores)
-    count = float(math.ceil(round(share * flat.shape[1], 6)))
-    threshold = _lowest_with_at_most(flat, count)
+    cells = _cells(scores)
+    flat, count = scores.reshape(-1, cells), float(math.ceil(round(share * cells, 6)))
+    threshold = _lowest_with_at_most(flat, cells, count)
     return threshold[:, 0] + torch.relu(flat - threshold).sum(1) / count
 
 
@@ -32,18 +32,18 @@ def median(scores: Tensor) -> Tensor:
 
     Float32 throughout: the counts of cells above must be exact to one cell.
     """
-    flat = _flat(scores)
-    return _lowest_with_at_most(flat, float(flat.shape[1] // 2))[:, :, None]
+    cells = _cells(scores)
+    return _lowest_with_at_most(scores.reshape(-1, cells), cells, float(cells // 2))[:, :, None]
 
 
-def _flat(scores: Tensor) -> Tensor:
-    # Plain numbers while tracing, too: the graph's size is fixed.
-    return scores.reshape(-1, int(scores.shape[1]) * int(scores.shape[2]))
+def _cells(scores: Tensor) -> int:
+    """A plain number while tracing, too: the graph's size is fixed."""
+    return int(scores.shape[1]) * int(scores.shape[2])
 
 
-def _lowest_with_at_most(flat: Tensor, count: float) -> Tensor:
-    """The lowest value (N, 1) above which at most ``count`` of each row's (N, m) values lie, by halving."""
-    ones = torch.ones(flat.shape[1], 1, device=flat.device)
+def _lowest_with_at_most(flat: Tensor, cells: int, count: float) -> Tensor:
+    """The lowest value (N, 1) above which at most ``count`` values of each row of (N, cells) lie, by halving."""
+    ones = torch.ones(cells, 1, device=flat.device)
     low = flat.amin(1, keepdim=True)
     span = flat.amax(1, keepdim=True) - low
     for step in range(1, 1 + STEPS):
