@@ -87,7 +87,11 @@ class ResNet18(Backbone):
         self.layer3 = nn.Sequential(_BasicBlock(128, 256, 2), _BasicBlock(256, 256, 1))
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        x = F.relu(self.conv1((pixels - self.mean) / self.std))
+        return self.features((pixels - self.mean) / self.std)
+
+    def features(self, normalized: Tensor) -> dict[str, Tensor]:
+        """The layers of pixels (N, 3, h, w) that are normalized already."""
+        x = F.relu(self.conv1(normalized))
         x = F.max_pool2d(x, 3, stride=2, padding=1)
         features = {}
         for name, stage in (("layer1", self.layer1), ("layer2", self.layer2), ("layer3", self.layer3)):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from edge.errors import TrainingError
+from trainer.backbone_teacher import NAMES, BackboneTeacher, load_backbone_teacher
 from trainer.backbones import LoadedBackbone
 from trainer.checkpoint import (
     Checkpoint,
@@ -66,11 +67,12 @@ class Teacher:
 
     ``decoder_weight`` is (C, d), ``decoder_bias`` (C,).  ``net`` maps normalized pixels (N, 3, h, w) to descriptors
     (N, d, grid(h), grid(w)); the descriptors are not standardized, mu and sigma belong to the students' training.
+    Where the teacher is P itself, ``spec`` is its students' and the decoder the rotation back.
     """
 
     name: str
     spec: PatchNetSpec
-    net: PatchNet
+    net: PatchNet | BackboneTeacher
     decoder_weight: Tensor
     decoder_bias: Tensor
     card: dict[str, Any]
@@ -78,11 +80,15 @@ class Teacher:
 
 
 def load_teacher(name_or_path: str | Path) -> Teacher:
-    """Read a teacher by the name of a shipped one (``line``) or from a ``.safetensors`` file, in float32.
+    """Read a teacher by the name of a shipped one (``line``; ``resnet18``, which is P) or from a file, in float32.
 
     Raises:
         TrainingError: no such teacher, or the file is damaged or not a teacher.
     """
+    if name_or_path in NAMES:
+        whole, card, sha256 = load_backbone_teacher(str(name_or_path))
+        back = whole.rotation.T
+        return Teacher(str(name_or_path), whole.spec, whole, back, torch.zeros(len(back)), card, sha256)
     path = _teacher_path(name_or_path)
     checkpoint = load_checkpoint(path)
     if checkpoint.metadata.get("kind") != "teacher":
@@ -92,9 +98,9 @@ def load_teacher(name_or_path: str | Path) -> Teacher:
         )
     spec = PatchNetSpec.from_json(checkpoint.metadata["spec"])
     net = PatchNet(spec)
-    whole = Checkpoint({k: v.float() for k, v in checkpoint.tensors.items()}, checkpoint.metadata, checkpoint.sha256)
-    restore_module(whole, "net", net)
-    decoder = whole.group("decoder")
+    full = Checkpoint({k: v.float() for k, v in checkpoint.tensors.items()}, checkpoint.metadata, checkpoint.sha256)
+    restore_module(full, "net", net)
+    decoder = full.group("decoder")
     card_path = path.with_suffix(".json")
     card = json.loads(card_path.read_text()) if card_path.is_file() else {}
     return Teacher(
@@ -387,7 +393,7 @@ def _teacher_path(name_or_path: str | Path) -> Path:
     assets = Path(str(resources.files("trainer"))) / "assets"
     shipped = assets / f"{name_or_path}.safetensors"
     if not shipped.is_file():
-        names = ", ".join(sorted(path.stem for path in assets.glob("*.safetensors"))) or "none"
+        names = ", ".join(sorted([*(path.stem for path in assets.glob("*.safetensors")), *NAMES]))
         how = f"`kizu distill --profile {name_or_path}` makes it" if name_or_path in PROFILES else "check the name"
         raise TrainingError(
             f"no teacher named {str(name_or_path)!r}; shipped: {names}; {how}, or give a .safetensors file"

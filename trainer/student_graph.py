@@ -6,6 +6,7 @@ Owns the module that is exported and what is folded into which weight.  Leaves w
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 
 from edge.bundle import MapGeometry
 from trainer.autoencoder import AutoEncoder
+from trainer.backbone_teacher import BackboneTeacher
 from trainer.bisection import median
 from trainer.config import Center
 from trainer.gaussian_metric import GaussianMetric
 from trainer.grids import reading_weights
 from trainer.patch_nets import InputNormalization, PatchNet
-from trainer.student_scale import Scale, around, copied, student_errors
+from trainer.student_scale import Scale, around, copied, student_errors, teacher_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +43,20 @@ class ScaleGraph(nn.Module):
         super().__init__()
         config = scale.config
         self.dims = scale.spec.descriptor_dim
-        teacher, students = copied(scale.teacher.net), [copied(_patch_net(net)) for net in scale.nets]
+        teacher, students = _own(scale.teacher.net), [copied(_patch_net(net)) for net in scale.nets]
         folds = config.pad != "zero" and scale.autoencoder is None
         self.normalize = None if folds else InputNormalization()
         if folds:
             for net in (teacher, *students):
-                fold_input(net, channels)
-        standardize_output(teacher.last_conv, scale.mu, scale.sigma)
-        self.teacher = around(teacher.spec, teacher, stride, config.pad, config.form)
+                if isinstance(net, PatchNet):
+                    fold_input(net, channels)
+        if isinstance(teacher, PatchNet):
+            standardize_output(teacher.last_conv, scale.mu, scale.sigma)
+        else:
+            teacher.standardize(scale.mu, scale.sigma)
+        self.teacher = teacher_at(teacher, scale.spec, config, stride)
+        # P itself pads with zeros inside, so nothing can be folded in front of it.
+        self.before_teacher = InputNormalization() if folds and not isinstance(teacher, PatchNet) else None
         self.students = nn.ModuleList(around(net.spec, net, stride, config.pad, config.form) for net in students)
         self.metrics = nn.ModuleDict({name: MetricGraph(metric) for name, metric in scale.metrics.items()})
         self.autoencoder: AutoEncoder | None = None
@@ -64,7 +72,9 @@ class ScaleGraph(nn.Module):
             pixels = (pixels - self.normalize.mean) / self.normalize.std
         parts = [part for net in self.students for part in net(pixels).split(self.dims, 1)]
         answers = parts[:1] if self.autoencoder is not None else parts
-        maps = student_errors(self.teacher(pixels), answers, dict(self.metrics.items()))
+        before = self.before_teacher
+        seen = pixels if before is None else (pixels - before.mean) / before.std  # gray broadcasts to three channels
+        maps = student_errors(self.teacher(seen), answers, dict(self.metrics.items()))
         if self.autoencoder is not None:
             maps["a"] = ((self.autoencoder(pixels) - parts[1]) ** 2).mean(1)
         first, *others = (maps[name] * factor for name, factor in self.factors.items())
@@ -176,6 +186,11 @@ def _between(cells: int, offset: float, stride: float, wanted: int, to_offset: f
     """Weights (wanted, cells) that read a row of cells at the centers of another."""
     centers = to_offset + to_stride * torch.arange(wanted, dtype=torch.float64)
     return reading_weights(cells, (centers - offset) / stride)
+
+
+def _own(net: PatchNet | BackboneTeacher) -> PatchNet | BackboneTeacher:
+    """A copy on the CPU, ready to be changed."""
+    return copied(net) if isinstance(net, PatchNet) else copy.deepcopy(net).cpu()
 
 
 def _patch_net(net: nn.Module) -> PatchNet:

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from edge.errors import CommandError, DataError
 from trainer.autoencoder import AutoEncoder
+from trainer.backbone_teacher import BackboneTeacher
 from trainer.config import Pad, StudentTeacherConfig
 from trainer.distill import Teacher
 from trainer.distill_losses import varied_exposure
@@ -99,7 +100,7 @@ class Scale:
         raw: list[Tensor] = []
         fits = self.config.exposure == 0
         for chunk in chunks(frames):
-            answer = self._dense(self.teacher_net, self.train_stride)(self.pixels(chunk)).float().cpu()
+            answer = self._teacher(self.train_stride)(self.pixels(chunk)).float().cpu()
             flat = answer.double().transpose(0, 1).flatten(1)  # (d, positions); fp64: squares of large sums
             total, squares, positions = total + flat.sum(1), squares + (flat**2).sum(1), positions + flat.shape[1]
             fits = fits and 4 * len(frames) * answer[0].numel() <= TARGET_CACHE_BYTES
@@ -176,7 +177,7 @@ class Scale:
         if index is not None and self._targets is not None and stride == self.train_stride:
             return self._targets[torch.from_numpy(index)].to(self.device)
         with torch.no_grad():
-            answer: Tensor = self._dense(self.teacher_net, stride)(pixels).float()
+            answer: Tensor = self._teacher(stride)(pixels).float()
         return (answer - self.mu.to(self.device).view(1, -1, 1, 1)) / self.sigma.to(self.device).view(1, -1, 1, 1)
 
     def fit_metrics(self, training: Frames, held_out: Frames) -> None:
@@ -213,6 +214,9 @@ class Scale:
             torch.manual_seed(_seed(seed, 0, 1000))
             side = cells(self.spec, self.config.size_px, self.train_stride, self.config.pad)
             return AutoEncoder(self.spec.descriptor_dim, side).to(self.device)
+
+    def _teacher(self, stride: int) -> nn.Module:
+        return teacher_at(self.teacher_net, self.spec, self.config, stride).to(self.device)
 
     def _dense(self, net: nn.Module, stride: int) -> nn.Module:
         return around(self.spec, net, stride, self.config.pad, self.config.form)
@@ -274,6 +278,17 @@ def around(spec: PatchNetSpec, net: nn.Module, stride: int, pad: Pad, form: Form
     last rows of a patch are never seen, and a patch of the footprint's size gives the same answer.
     """
     return Around(densify(net, spec.footprint if pad == "none" else spec.patch, stride, form), pad)
+
+
+def teacher_at(
+    net: PatchNet | BackboneTeacher, spec: PatchNetSpec, config: StudentTeacherConfig, stride: int
+) -> nn.Module:
+    """The teacher where students of ``spec`` answer at ``stride``: normalized pixels -> (N, d, h', w')."""
+    if isinstance(net, PatchNet):
+        return around(spec, net, stride, config.pad, config.form)
+    side = config.size_px
+    centers = offset_px(spec, config.pad) + stride * torch.arange(cells(spec, side, stride, config.pad))
+    return net.at(centers, centers, (side, side))
 
 
 def padded(pixels: Tensor, patch: int, pad: Pad) -> Tensor:

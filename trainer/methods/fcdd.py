@@ -34,7 +34,7 @@ from trainer.fcdd_objective import fcdd_loss, pixel_loss, pseudo_huber
 from trainer.heatmap import spreading
 from trainer.method import Batch, Frames
 from trainer.negatives import BadPatches
-from trainer.patch_nets import build_patch_net
+from trainer.patch_nets import PatchNet, build_patch_net
 from trainer.photographs import Photographs, ViewRecipe, cut_view, read_photographs
 
 _CHUNK = 4
@@ -201,6 +201,8 @@ class Fcdd:
             return paper_net(config.network, self.seed, config.normalization)
         teacher = load_teacher(config.trunk)
         self._teacher = {"name": teacher.name, "sha256": teacher.sha256, "card": teacher.card}
+        if not isinstance(teacher.net, PatchNet):
+            raise CommandError(f"trunk = {config.trunk}: not a patch network; give one that `kizu distill` made")
         trunk = teacher.net if config.weights == "teacher" else build_patch_net(teacher.spec, self.seed)
         return patch_net(trunk, config.frozen, self.seed)
 

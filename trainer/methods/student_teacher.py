@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from edge.bundle import MapGeometry
 from edge.errors import CommandError, TrainingError
+from trainer.backbone_teacher import BackboneTeacher
 from trainer.config import StudentTeacherConfig
 from trainer.distill import Teacher, load_teacher
 from trainer.method import Batch, Frames
@@ -68,6 +69,8 @@ class StudentTeacher:
         """No score looks at the whole picture, and all scales move by the same stride."""
         grids = [scale.stride for scale in self.scales]
         whole = self.config.center != "none" or self.config.metric == "placed" or self.config.autoencoder
+        # P pads with zeros at the rim of what it is shown, which would be the rim of every tile.
+        whole = whole or any(isinstance(scale.teacher.net, BackboneTeacher) for scale in self.scales)
         return not whole and len(set(grids)) == 1 and (len(grids) == 1 or self.config.pad != "none")
 
     def prepare(self, frames: Frames) -> None:
