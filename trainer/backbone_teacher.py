@@ -34,6 +34,8 @@ STUDENT = PatchNetSpec(patch=65, widths=(32, 32, 32, 64), descriptor_dim=64)
 SEED = 0
 """Of the rotation, the same in every model."""
 
+LICENSE = "torchvision ResNet-18 IMAGENET1K_V1, BSD-3-Clause (trainer/assets/backbones/LICENSE-resnet18.txt)"
+
 NAMES: Mapping[str, str] = MappingProxyType({"resnet18": "resnet18"})
 """Teacher's name -> backbone that is shipped."""
 
@@ -100,7 +102,7 @@ def load_backbone_teacher(name: str) -> tuple[BackboneTeacher, dict[str, Any], s
     loaded = load_backbone(NAMES[name])
     assert isinstance(loaded.net, ResNet18)
     card = {"name": name, "backbone": {"file": loaded.file, "sha256": loaded.sha256, "known_as": loaded.known_as},
-            "layers": list(LAYERS), "rotation_seed": SEED}  # fmt: skip
+            "license": LICENSE, "layers": list(LAYERS), "rotation_seed": SEED}  # fmt: skip
     return BackboneTeacher(loaded.net).eval().requires_grad_(False), card, loaded.sha256
 
 
