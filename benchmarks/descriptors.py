@@ -28,10 +28,10 @@ from calib.metrics import image_auroc
 from trainer.backbones import Backbone, load_backbone
 from trainer.distill import load_teacher
 from trainer.patch_nets import PROFILES, InputNormalization, PatchNet, build_patch_net
+from trainer.planted import SIDE_PX, small_flaw
 from trainer.targets import MapTarget
 
 SETS = ("aitex_01", "aitex_02", "aitex_04", "magnetic_tile", "hazelnut_toy", "elpv_mono")
-SIDE_PX = 256
 CENTERS = 16 + 4 * np.arange(57)  # pixel under the middle of each 32 px footprint
 Image = NDArray[np.uint8]
 Describe = Callable[[Image], Tensor]
@@ -72,7 +72,7 @@ def judge(describe: Describe, options: argparse.Namespace, name: str) -> dict[st
     masks = []
     for index, image in enumerate(judged):
         donor = judged[(index + 1) % len(judged)]
-        planted, mask = plant(image, donor, rng)
+        planted, mask = small_flaw(image, donor, rng)
         exposed = [_exposed(picture, options.exposure, rng) for picture in (image, planted)]
         for store, picture in zip((good, bad), exposed, strict=True):
             white = (describe(picture) - mean) @ whiten
@@ -89,40 +89,12 @@ def judge(describe: Describe, options: argparse.Namespace, name: str) -> dict[st
     return result
 
 
-def plant(image: Image, donor: Image, rng: np.random.Generator) -> tuple[Image, Image]:
-    """One weak synthetic defect inside the image: (image with it, mask 0 / 255)."""
-    mask = np.zeros(image.shape[:2], np.uint8)
-    side = image.shape[0]
-    center = rng.integers(40 * side // SIDE_PX, side - 40 * side // SIDE_PX, 2)
-    x, y = int(center[0]), int(center[1])
-    kind = rng.integers(4)
-    if kind == 0:  # scratch: a line 1 to 3 px wide
-        angle, length = rng.uniform(0, np.pi), rng.integers(10, 40)
-        dx, dy = int(np.cos(angle) * length / 2), int(np.sin(angle) * length / 2)
-        cv2.line(mask, (x - dx, y - dy), (x + dx, y + dy), 255, int(rng.integers(1, 4)), cv2.LINE_AA)
-    else:
-        axes = (int(rng.integers(2, 13)), int(rng.integers(2, 13)))
-        cv2.ellipse(mask, (x, y), axes, float(rng.uniform(0, 180)), 0, 360, 255, -1, cv2.LINE_AA)
-    weight = cv2.GaussianBlur(mask, (3, 3), 0).astype(np.float32)[..., None] / 255
-    contrast = float(np.std(image[max(y - 32, 0) : y + 32, max(x - 32, 0) : x + 32])) + 4.0
-    strength = float(rng.choice((-1, 1)) * rng.uniform(0.6, 2.0)) * contrast
-    pixels = image.astype(np.float32)
-    if kind == 2:  # foreign texture: from another image, turned
-        other = np.rot90(np.roll(donor, (31, 57), axis=(0, 1))).astype(np.float32)
-        changed = other - other.mean() + pixels[mask > 0].mean() if mask.any() else other
-    elif kind == 3:  # dent: shaded light and dark across the spot
-        ramp = np.clip((np.arange(side) - x) / 8.0, -1, 1)[None, :, None]
-        changed = pixels + 0.8 * strength * ramp
-    else:  # scratch and blob: brighter or darker
-        changed = pixels + strength
-    mixed = pixels * (1 - weight) + changed * weight
-    return np.clip(mixed, 0, 255).astype(np.uint8), mask
-
-
 def _descriptors(options: argparse.Namespace) -> list[tuple[str, Describe]]:
     found: list[tuple[str, Describe]] = []
     for name in options.teacher:
         teacher = load_teacher(name)
+        if not isinstance(teacher.net, PatchNet):
+            raise SystemExit(f"--teacher {name} is P itself: that is --backbone")
         found.append((f"teacher {teacher.name}", _of_net(teacher.net)))
     if options.control:
         found.append(("untrained teacher", _of_net(build_patch_net(PROFILES["line"], 0).eval())))

@@ -21,11 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from accuracy import DATA, TRAIN_OPTIONS
-from descriptors import plant
 from numpy.typing import NDArray
 
 from calib.metrics import image_auroc
@@ -39,6 +37,7 @@ from trainer.distill_losses import varied_exposure
 from trainer.loop import run_training
 from trainer.method import Frames
 from trainer.methods import METHODS
+from trainer.planted import large_flaw, small_flaw
 from trainer.presets import choose_preset
 
 PIXELS = 200_000
@@ -85,7 +84,7 @@ def judge(config: MethodConfig, options: argparse.Namespace, name: str) -> dict[
     geometry = method.map_geometry(config.size_px, config.size_px)
     good, good_scores = answers(deployed, exposed(held, options), geometry)
     result = {}
-    for size, planted in (("small", small), ("large", large)):
+    for size, planted in (("small", small_flaw), ("large", large_flaw)):
         rng = np.random.default_rng(options.seed)
         pairs = [planted(image, held[(i + 1) % len(held)], rng) for i, image in enumerate(held)]
         pictures = np.stack([picture for picture, _ in pairs])
@@ -133,29 +132,6 @@ def exposed(frames: Frames, options: argparse.Namespace) -> Frames:
         return frames
     generator = torch.Generator().manual_seed(options.seed)
     return varied_exposure(torch.from_numpy(frames).float(), options.exposure, generator).round().byte().numpy()
-
-
-def small(image: Frames, donor: Frames, rng: np.random.Generator) -> tuple[Frames, Frames]:
-    """`descriptors.plant` for gray images too."""
-    if image.shape[2] == 3:
-        return plant(image, donor, rng)
-    picture, mask = plant(np.repeat(image, 3, 2), np.repeat(donor, 3, 2), rng)
-    return picture[:, :, :1], mask
-
-
-def large(image: Frames, donor: Frames, rng: np.random.Generator) -> tuple[Frames, Frames]:
-    """An ellipse over a tenth to a third of the image, half of it another image's texture, lighter or darker."""
-    side = image.shape[0]
-    mask = np.zeros(image.shape[:2], np.uint8)
-    center = rng.integers(round(0.27 * side), round(0.73 * side), 2)
-    axes = rng.uniform((0.2, 0.16), (0.35, 0.31)) * side
-    cv2.ellipse(mask, center.tolist(), axes.astype(int).tolist(), float(rng.uniform(0, 180)), 0, 360, 255, -1)
-    weight = (cv2.GaussianBlur(mask, (3, 3), 0).astype(np.float32) / 255)[..., None]
-    pixels = image.astype(np.float32)
-    other = np.rot90(np.roll(donor, (31, 57), axis=(0, 1))).astype(np.float32)
-    strength = float(rng.choice((-1, 1)) * rng.uniform(0.4, 1.2)) * (float(pixels.std()) + 4)
-    mixed = pixels * (1 - weight) + np.clip(0.5 * pixels + 0.5 * other + strength, 0, 255) * weight
-    return np.clip(mixed, 0, 255).astype(np.uint8), mask
 
 
 if __name__ == "__main__":

@@ -43,7 +43,9 @@ class ScaleGraph(nn.Module):
         super().__init__()
         config = scale.config
         self.dims = scale.spec.descriptor_dim
-        teacher, students = _own(scale.teacher.net), [copied(_patch_net(net)) for net in scale.nets]
+        # Of maps that were not chosen, nothing is computed.
+        asked = normalizations.keys() - {"t"}
+        teacher, students = _own(scale.teacher.net), [copied(_patch_net(net)) for net in scale.nets if asked]
         folds = config.pad != "zero" and scale.autoencoder is None
         self.normalize = None if folds else InputNormalization()
         if folds:
@@ -58,7 +60,9 @@ class ScaleGraph(nn.Module):
         # P itself pads with zeros inside, so nothing can be folded in front of it.
         self.before_teacher = InputNormalization() if folds and not isinstance(teacher, PatchNet) else None
         self.students = nn.ModuleList(around(net.spec, net, stride, config.pad, config.form) for net in students)
-        self.metrics = nn.ModuleDict({name: MetricGraph(metric) for name, metric in scale.metrics.items()})
+        self.metrics = nn.ModuleDict(
+            {name: MetricGraph(metric) for name, metric in scale.metrics.items() if name in normalizations}
+        )
         self.autoencoder: AutoEncoder | None = None
         if scale.autoencoder is not None:
             self.autoencoder = AutoEncoder(self.dims, scale.autoencoder.side)
@@ -146,10 +150,15 @@ class DeployedStudentTeacher(nn.Module):
             anomaly_map = anomaly_map + other
         if len(maps) > 1:
             anomaly_map = anomaly_map / len(maps)
-        if self.center != "none":
-            middle = median(anomaly_map) if self.center == "median" else anomaly_map.mean((1, 2), keepdim=True)
-            anomaly_map = anomaly_map - middle
+        anomaly_map = centered(anomaly_map, self.center)
         return anomaly_map, anomaly_map.amax((1, 2))
+
+
+def centered(maps: Tensor, center: Center) -> Tensor:
+    """Maps (N, h, w), each less its own median or mean."""
+    if center == "none":
+        return maps
+    return maps - (median(maps) if center == "median" else maps.mean((1, 2), keepdim=True))
 
 
 def same_grid(one: MapGeometry, other: MapGeometry) -> bool:

@@ -7,8 +7,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from benchmarks.descriptors import CENTERS, plant, split
+from benchmarks.descriptors import CENTERS, split
 from trainer.patch_nets import PROFILES
+from trainer.planted import small_flaw
 
 
 def test_a_planted_defect_changes_the_image_near_its_mask_and_nowhere_else() -> None:
@@ -18,7 +19,7 @@ def test_a_planted_defect_changes_the_image_near_its_mask_and_nowhere_else() -> 
     donor = rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)
 
     for _ in range(20):
-        planted, mask = plant(image, donor, rng)
+        planted, mask = small_flaw(image, donor, rng)
         far = cv2.dilate(mask, np.ones((5, 5), np.uint8)) == 0
         assert mask.any() and (planted[mask > 0] != image[mask > 0]).any()
         assert np.array_equal(planted[far], image[far])

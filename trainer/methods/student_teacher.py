@@ -29,8 +29,9 @@ from edge.errors import CommandError, TrainingError
 from trainer.backbone_teacher import BackboneTeacher
 from trainer.config import StudentTeacherConfig
 from trainer.distill import Teacher, load_teacher
+from trainer.map_choice import at_cells, choose, trials
 from trainer.method import Batch, Frames
-from trainer.student_graph import Affine, DeployedStudentTeacher, ScaleGraph, same_grid
+from trainer.student_graph import Affine, DeployedStudentTeacher, Resample, ScaleGraph, centered, same_grid
 from trainer.student_scale import Scale, cells, offset_px
 
 QUANTILES = (0.9, 0.995)
@@ -57,7 +58,9 @@ class StudentTeacher:
         ]
         self._trainable = nn.ModuleList(scale.trainable for scale in self.scales)
         self._training: Frames | None = None
+        self.seed = seed
         self.statistics: list[dict[str, dict[str, float]]] = []
+        self.choice: dict[str, Any] = {}
 
     @property
     def trainable(self) -> nn.Module:
@@ -93,7 +96,7 @@ class StudentTeacher:
         Raises:
             TrainingError: a score does not vary.
         """
-        self.statistics = []
+        self.statistics, self.choice = [], {}
         for scale in self.scales:
             if self.config.metric != "plain" or set(self.config.terms) & {"s", "t"}:
                 assert self._training is not None, "prepare comes first"
@@ -102,6 +105,8 @@ class StudentTeacher:
             shown = {name: values for name, values in maps.items() if name in self._summed()}
             size = maps.get("e", next(iter(shown.values())))
             self.statistics.append({name: self._fitted(name, values, size) for name, values in shown.items()})
+        if self.config.maps == "planted":
+            self._choose(frames)
 
     def deployed(self, channels: int, *, stride: int | None = None) -> nn.Module:
         """The graph contract as a module on the CPU: uint8 (N, h, w, channels) -> maps (N, h', w'), scores (N,).
@@ -110,15 +115,13 @@ class StudentTeacher:
             CommandError: ``stride`` is no multiple of the configured one, or the map depends on the whole picture.
         """
         side = self.config.size_px
-        graphs = [
-            ScaleGraph(scale, self._affine(fitted), channels, self._stride(scale, stride))
-            for scale, fitted in zip(self.scales, self.statistics, strict=True)
-        ]
         order = self._finest_first(side, side, stride)
-        geometries = [self._geometry(scale, side, side, stride) for scale in self.scales]
-        return DeployedStudentTeacher(
-            [graphs[i] for i in order], [geometries[i] for i in order], center=self.config.center
-        )
+        graphs = [
+            ScaleGraph(self.scales[i], self._affine(self.statistics[i]), channels, self._stride(self.scales[i], stride))
+            for i in order
+        ]
+        geometries = [self._geometry(self.scales[i], side, side, stride) for i in order]
+        return DeployedStudentTeacher(graphs, geometries, center=self.config.center)
 
     def map_geometry(self, height_px: int, width_px: int, *, stride: int | None = None) -> MapGeometry:
         """57 x 57 cells, 4 px apart from 15.5, for ``line`` at 256 px; a cell for each pixel for the paper's presets.
@@ -139,7 +142,33 @@ class StudentTeacher:
         """Each scale's teacher (name, digest, card), metric, and fitted normalizations."""
         fitted = self.statistics or [{}] * len(self.scales)
         scales = [scale.describe() | {"statistics": row} for scale, row in zip(self.scales, fitted, strict=True)]
-        return scales[0] if len(scales) == 1 else {"scales": scales}
+        described = scales[0] if len(scales) == 1 else {"scales": scales}
+        return described | ({"choice": self.choice} if self.choice else {})
+
+    def _choose(self, frames: Frames) -> None:
+        """Leave out the maps without which planted flaws are told better; all were fitted on ``frames`` just now."""
+        side = self.config.size_px
+        grid = self._geometry(self.scales[self._finest_first(side, side, None)[0]], side, side, None)
+        good, flawed = trials(frames, self.seed)
+        kept, told = choose(
+            self._normalized(good, grid),
+            {size: self._normalized(trial.flawed, grid) for size, trial in flawed.items()},
+            {size: at_cells(trial.where, grid) for size, trial in flawed.items()},
+            lambda maps: centered(maps, self.config.center),
+        )
+        for number, row in enumerate(self.statistics):
+            self.statistics[number] = {name: values for name, values in row.items() if (number, name) in kept}
+        self.choice = {"kept": [f"{name} of {self.scales[number].teacher.name}" for number, name in kept], "told": told}
+
+    def _normalized(self, frames: Frames, grid: MapGeometry) -> dict[tuple[int, str], Tensor]:
+        """Every fitted map of ``frames`` by scale and name, on ``grid``."""
+        side, found = self.config.size_px, {}
+        for number, (scale, fitted) in enumerate(zip(self.scales, self.statistics, strict=True)):
+            own, maps = self._geometry(scale, side, side, None), scale.maps(frames)
+            for name, affine in self._affine(fitted).items():
+                normalized = (maps[name] - affine.shift) * affine.scale
+                found[number, name] = normalized if same_grid(own, grid) else Resample(own, grid)(normalized)
+        return found
 
     def _summed(self) -> tuple[str, ...]:
         """Names of the maps that make up the score."""
@@ -195,9 +224,13 @@ class StudentTeacher:
         )  # fmt: skip
 
     def _finest_first(self, height_px: int, width_px: int, stride: int | None) -> list[int]:
-        """Scales in the order in which they are summed: the one whose grid the map takes comes first."""
+        """Scales in the order in which they are summed: the one whose grid the map takes comes first.
+
+        Those of which nothing was chosen are left out.
+        """
         found = [self._geometry(scale, height_px, width_px, stride) for scale in self.scales]
-        return sorted(range(len(found)), key=lambda i: (found[i].stride, -found[i].height * found[i].width))
+        used = [i for i in range(len(found)) if not self.statistics or self.statistics[i]]
+        return sorted(used, key=lambda i: (found[i].stride, -found[i].height * found[i].width))
 
 
 def with_its_teachers(config: StudentTeacherConfig, *, seed: int, device: str) -> StudentTeacher:
