@@ -347,7 +347,12 @@ def _finish(job: _Job, schedule: Schedule, outcome: Outcome) -> None:
     from trainer.training_page import FILE, training_page
 
     found, split = job.found, job.split
+    print(f"fitting the map's statistics on {len(split.statistics)} held-out images")
     job.learner.fit_statistics(found.take(split.statistics))
+    if choice := job.learner.describe().get("choice"):
+        told = choice["told"]
+        print(f"maps that are summed: {', '.join(choice['kept'])}")
+        print(f"they tell planted flaws from good parts by {told['chosen']:.3f}, all together by {told['all']:.3f}")
     facts = BundleFacts(
         name=job.out.name,
         method=job.learner.name,
