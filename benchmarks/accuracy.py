@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("--sets", default=",".join(PADIM), help="which, separated by commas; default all")
     parser.add_argument("--train", action="store_true", help="train missing bundles first, up to 10 minutes each")
     parser.add_argument("--method", default="student-teacher", help="what --train trains; default student-teacher")
-    parser.add_argument("--preset", help="its preset; default: duo for student-teacher, else the recommended one")
+    parser.add_argument("--preset", help="its preset; default: the recommended one")
     parser.add_argument("--untrained", action="store_true", help="with --train: random teachers, as a control")
     parser.add_argument("--backend", default="openvino", choices=BACKENDS)
     parser.add_argument("more", nargs="*", help="after --: further options of kizu train")
@@ -179,8 +179,7 @@ def main() -> None:
     if unknown := sorted(set(chosen) - PADIM.keys()):
         parser.error(f"--sets: unknown {', '.join(unknown)}; there are {', '.join(PADIM)}")
 
-    preset = options.preset or ("duo" if options.method == "student-teacher" else None)
-
+    preset = options.preset or ("duo" if options.untrained else None)
     found: dict[str, Any] = {}
     skipped: dict[str, str] = {}
     for name in chosen:

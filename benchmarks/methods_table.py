@@ -34,7 +34,7 @@ class Row:
 
 
 ROWS = (
-    Row("[student-teacher](student-teacher.md)", "duo-students", "student-teacher"),
+    Row("[student-teacher](student-teacher.md)", "trio", "student-teacher"),
     Row("[drocc](drocc.md)", "drocc", "drocc"),
     Row("[fcdd](fcdd.md)", "fcdd", "fcdd"),
     Row("[conad](conad.md)", "conad", "conad"),

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from edge.errors import CommandError
-from trainer.config import DUO_STUDENTS, LINE, Schedule
+from trainer.config import LINE, TRIO, Schedule
 from trainer.presets import PRESETS, choose_preset
 
 
 def test_without_a_preset_the_recommended_one_is_taken() -> None:
     """`kizu train student-teacher` alone is what a newcomer types."""
-    assert choose_preset("student-teacher", None) is DUO_STUDENTS
+    assert choose_preset("student-teacher", None) is TRIO
 
 
 def test_unknown_names_are_refused_with_the_names_there_are() -> None:
