@@ -20,13 +20,13 @@ from edge.errors import BundleError, EngineError, ImageRefused, KizuError
 from edge.metrics import Metrics
 from edge.protocols import Clock, Engine, Ticket
 from edge.stages.decide import Decide
-from edge.stages.infer import Batch, MicroBatcher, to_map
+from edge.stages.infer import Batch, MicroBatcher, submit, to_map
 from edge.stages.measure import Measure
 from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
 from edge.stages.tile import Stitch, TileInput, Tiling
 from edge.stages.zones import Zones
-from edge.types import Frame, ModelInput, Reason, Unreadable, Verdict
+from edge.types import FlatMaps, Frame, ModelInput, Reason, Unreadable, Verdict
 
 FrameKey = tuple[str, int, int]
 
@@ -67,6 +67,12 @@ class Stages:
     def __post_init__(self) -> None:
         if (self.tiling is None) == (self.input.fit == "tile"):
             raise ValueError(f"fit is {self.input.fit!r} but tiling is {self.tiling}; take it from tiling_of")
+
+    @property
+    def fields(self) -> tuple[FlatMaps, ...]:
+        """The flat fields that are left to the engine, each once."""
+        maps = (one.later for one in self.preprocess.values() if one.later is not None)
+        return tuple(dict.fromkeys(maps))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -326,7 +332,7 @@ class EngineRunner:
         started_ns = self._clock.monotonic_ns()
         self.calling_ns = started_ns
         try:
-            ticket = self._engine.submit(batch.pixels)
+            ticket = submit(self._engine, batch)
         except EngineError as error:
             self._fail(batch, str(error))
             return

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.engines.contract import busy, closed, nothing_out, require_batch
 from edge.errors import EngineError
-from edge.protocols import Engine, EngineSpec, Ticket
+from edge.protocols import Engine, EngineSpec, Leveler, Ticket
+from edge.types import Uneven
 
 _INFER_TIMEOUT_S = 120.0
 
@@ -37,6 +38,7 @@ class _Flight:
 
     ticket: Ticket
     batch: NDArray[np.uint8]
+    uneven: Sequence[Uneven | None]
     coarse: NDArray[np.float32] | None = None
     chosen: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
     error: EngineError | None = None
@@ -76,7 +78,11 @@ class RefineEngine:
         self.tiles_refined = 0
         self._on_tiles = on_tiles
         self._monotonic = monotonic
-        self._spec = replace(dense.spec, depth=min(dense.spec.depth, coarse.spec.depth))
+        self._spec = replace(
+            dense.spec,
+            depth=min(dense.spec.depth, coarse.spec.depth),
+            levels=dense.spec.levels and coarse.spec.levels,
+        )
         self._rows = _nearest(self._spec.map_height, coarse.spec.map_height, every)[:, None]
         self._columns = _nearest(self._spec.map_width, coarse.spec.map_width, every)
         self._out: deque[_Flight] = deque()
@@ -94,17 +100,17 @@ class RefineEngine:
         self.coarse.warmup()
         self.dense.warmup()
 
-    def submit(self, batch: NDArray[np.uint8]) -> Ticket:
-        """Start the coarse pass on `batch`."""
+    def submit(self, batch: NDArray[np.uint8], uneven: Sequence[Uneven | None] = ()) -> Ticket:
+        """Start the coarse pass on `batch`; each engine corrects what is uneven of the pixels that it gets."""
         if self._closed:
             raise closed(self._spec)
         require_batch(batch, self._spec)
         if len(self._out) >= self._spec.depth:
             raise busy(self._spec)
-        self.coarse.submit(batch)
+        _submit(self.coarse, batch, uneven)
         ticket = Ticket(self._next)
         self._next += 1
-        self._out.append(_Flight(ticket, batch))
+        self._out.append(_Flight(ticket, batch, uneven))
         return ticket
 
     def collect(self, timeout_s: float) -> tuple[Ticket, NDArray[np.float32], NDArray[np.float32]]:
@@ -158,7 +164,8 @@ class RefineEngine:
             chosen = np.flatnonzero(~(peaks <= self.gate))
             if len(chosen):
                 whole = len(chosen) == len(flight.batch)
-                self.dense.submit(flight.batch if whole else flight.batch[chosen])
+                uneven = [flight.uneven[index] for index in chosen.tolist()] if flight.uneven else ()
+                _submit(self.dense, flight.batch if whole else flight.batch[chosen], uneven)
         except EngineError as error:
             flight.error = error
             return
@@ -181,6 +188,14 @@ class RefineEngine:
 
     def _left(self, deadline: float) -> float:
         return max(0.0, deadline - self._monotonic())
+
+
+def _submit(engine: Engine, batch: NDArray[np.uint8], uneven: Sequence[Uneven | None]) -> None:
+    """Nothing is uneven where an engine does not level: `spec.levels` says it of both or of none."""
+    if uneven:
+        cast(Leveler, engine).submit(batch, uneven)
+    else:
+        engine.submit(batch)
 
 
 def _nearest(dense: int, coarse: int, every: int) -> NDArray[np.intp]:

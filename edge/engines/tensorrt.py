@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +21,7 @@ from edge.engines.device import Plan, Stream
 from edge.engines.streamed import StreamedEngine
 from edge.errors import DeviceError, EngineError
 from edge.protocols import EngineSpec
+from edge.types import FlatMaps
 
 FLAVORS = ("tensorrt_rtx", "tensorrt_rtx_bindings", "tensorrt")
 """Import names, in the order they are tried; the two wheels of TensorRT-RTX alone import as the second."""
@@ -47,7 +48,13 @@ def import_tensorrt() -> Any:
 
 
 def open_tensorrt(
-    bundle: ModelBundle, plan: Plan, *, device: str, max_batch: int, quiet_below: float | None = None
+    bundle: ModelBundle,
+    plan: Plan,
+    *,
+    device: str,
+    max_batch: int,
+    quiet_below: float | None = None,
+    fields: Sequence[FlatMaps] = (),
 ) -> StreamedEngine:
     """The engine that runs `plan`, compiled from `bundle`, on the GPU `device` ("cuda:0"); see `StreamedEngine`.
 
@@ -64,13 +71,15 @@ def open_tensorrt(
         gpu = CudaDevice(number)  # before TensorRT touches the driver: its words about a missing one are no help
         opened.callback(gpu.close)
         if quiet_below is not None:
-            gpu.require_kernels()
+            gpu.require_kernels('engine.maps = "all"')
+        if fields:
+            gpu.require_kernels('engine.flat_field = "host"')
         runtime = trt.Runtime(_logger(trt))
         require_valid(trt, runtime, plan, gpu.name)
         program = TensorRtProgram(trt, runtime, plan, bundle.manifest, slots=_DEPTH)
         opened.callback(program.close)
         spec = spec_of(bundle.manifest, version_of(trt), f"{device} {gpu.name}", max_batch)
-        engine = StreamedEngine(spec, gpu, program, quiet_below=quiet_below, on_close=program.keep_cache)
+        engine = StreamedEngine(spec, gpu, program, quiet_below=quiet_below, fields=fields, on_close=program.keep_cache)
         opened.pop_all()  # both are the engine's to close from here on
         return engine
 

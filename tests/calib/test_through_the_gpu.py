@@ -44,11 +44,11 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def plans_of(bundle: ModelBundle, asked: EngineConfig) -> Plans:
         return Plans(Plan(tmp_path / "plan.engine", asked.precision.encode()))
 
-    def open_it(bundle: ModelBundle, plan: Plan, *, device: str, max_batch: int, quiet_below: float | None) -> Any:
+    def open_it(bundle: ModelBundle, plan: Plan, **options: Any) -> Any:
         given = plan.data.decode()
         # int8 lies in the graph already.
         model = bundle.model if given == "int8" else at_precision(bundle.model, given)  # type: ignore[arg-type]
-        engine, _ = streamed_engine(replace(bundle, model=model), kind=Named, quiet_below=quiet_below)
+        engine, _ = streamed_engine(replace(bundle, model=model), kind=Named, quiet_below=options["quiet_below"])
         return engine
 
     monkeypatch.setattr(opening, "compiled_plans", plans_of)
