@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.bundle import InputSpec, MapGeometry
-from edge.errors import BundleError, EngineError, ImageRefused, KizuError
+from edge.errors import BundleError, DeviceError, EngineError, ImageRefused, KizuError
 from edge.metrics import Metrics
 from edge.protocols import Clock, Engine, Ticket
 from edge.stages.decide import Decide
@@ -334,7 +334,7 @@ class EngineRunner:
         try:
             ticket = submit(self._engine, batch)
         except EngineError as error:
-            self._fail(batch, str(error))
+            self._fail(batch, str(error), lost=_is_lost(error))
             return
         finally:
             self.calling_ns = 0
@@ -346,7 +346,7 @@ class EngineRunner:
         try:
             answered, maps, scores = self._engine.collect(self._timeout_s)
         except EngineError as error:
-            self._fail(batch, str(error))
+            self._fail(batch, str(error), lost=_is_lost(error))
             return
         finally:
             self.calling_ns = 0
@@ -385,12 +385,13 @@ class EngineRunner:
                 geometry = stitch.plan.geometry
                 self._hand_over(Scored(self._stages, (frame,), (stitch.region,), stitch.scores[None], score, geometry))
 
-    def _fail(self, batch: Batch, why: str) -> None:
+    def _fail(self, batch: Batch, why: str, *, lost: bool = False) -> None:
+        """Count and give up a batch; open the engine again after some of them, at once after a device that is lost."""
         self._metrics.engine_failures.inc()
         self._failures += 1
         self._warn("engine failed a batch", {"error": why, "in_a_row": self._failures})
         self._drop(batch, why)
-        if self._failures >= FAILURES_BEFORE_REOPEN:
+        if lost or self._failures >= FAILURES_BEFORE_REOPEN:
             self._reopen(why)
 
     def _reopen(self, why: str) -> None:
@@ -440,3 +441,8 @@ class EngineRunner:
         # Several tiles may be of one frame, and that may have been given up with an earlier batch.
         stitches = dict.fromkeys(item.stitch for item in batch.inputs if isinstance(item, TileInput))
         return tuple(self._stitching.pop(stitch) for stitch in stitches if stitch in self._stitching)
+
+
+def _is_lost(error: EngineError) -> bool:
+    """Whether nothing on the engine's device will ever work again."""
+    return isinstance(error, DeviceError) and error.reason == "lost"

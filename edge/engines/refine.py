@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.engines.contract import busy, closed, nothing_out, require_batch
-from edge.errors import EngineError
+from edge.errors import DeviceError, EngineError
 from edge.protocols import Engine, EngineSpec, Leveler, Ticket
 from edge.types import Uneven
 
@@ -128,7 +128,7 @@ class RefineEngine:
             for later in self._out:
                 self._look(later, deadline)
         if flight.error is not None:
-            raise EngineError(f"batch {flight.ticket}, coarse pass: {flight.error}") from flight.error
+            raise _during_coarse_pass(flight) from flight.error
         return flight.ticket, *self._answer(flight, deadline)
 
     def infer(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -196,6 +196,12 @@ def _submit(engine: Engine, batch: NDArray[np.uint8], uneven: Sequence[Uneven | 
         cast(Leveler, engine).submit(batch, uneven)
     else:
         engine.submit(batch)
+
+
+def _during_coarse_pass(flight: _Flight) -> EngineError:
+    """What ended a batch early; a device that is lost stays one, for the engine must then be opened again."""
+    text = f"batch {flight.ticket}, coarse pass: {flight.error}"
+    return DeviceError(flight.error.reason, text) if isinstance(flight.error, DeviceError) else EngineError(text)
 
 
 def _nearest(dense: int, coarse: int, every: int) -> NDArray[np.intp]:

@@ -59,7 +59,8 @@ class StreamedEngine:
     With `quiet_below`, a batch that was submitted brings back masks and scores, and maps only of frames with a cell
     above it, or one that is no number; the map of any other frame reads as `quiet_below` everywhere. `infer` always
     brings the map. With `fields`, which stay on the device, it is a `Leveler`: a batch's uneven frames are corrected
-    there, in place, between their copy and the graph.
+    there, in place, between their copy and the graph. `keep` is called once all is warm and when it closes, to keep
+    what the program has made ready.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class StreamedEngine:
         *,
         quiet_below: float | None = None,
         fields: Sequence[FlatMaps] = (),
-        on_close: Callable[[], None] = lambda: None,
+        keep: Callable[[], None] = lambda: None,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -79,7 +80,7 @@ class StreamedEngine:
         self._program = program
         # Rounded down as in `stages.segment`: a cell is above the limit there if and only if it is above this one here.
         self._quiet_below = None if quiet_below is None else float32_floor(quiet_below)
-        self._on_close = on_close
+        self._keep = keep
         self._monotonic = monotonic
         self._sleep = sleep
         self._plan = BufferPlan.of(spec)
@@ -104,6 +105,7 @@ class StreamedEngine:
             for _ in range(spec.depth):
                 self.submit(np.zeros((count, spec.height, spec.width, spec.channels), np.uint8), uneven)
                 self.collect(_INFER_TIMEOUT_S)
+        self._keep_made()  # now: a daemon that is killed does not come to closing
 
     def submit(self, batch: NDArray[np.uint8], uneven: Sequence[Uneven | None] = ()) -> Ticket:
         """Copy `batch` into pinned memory and start its three steps; `batch` is free again on return."""
@@ -171,13 +173,16 @@ class StreamedEngine:
         if self._closed:
             return
         self._closed = True
-        with suppress(EngineError):  # nothing is left to do for a cache that cannot be kept
-            self._on_close()
+        self._keep_made()
         self._program.close()
         self._device.close()
         self._out.clear()
         self._overdue.clear()
         self._idle.clear()
+
+    def _keep_made(self) -> None:
+        with suppress(EngineError):  # it only saves time, at the next start
+            self._keep()
 
     def _slot(self, index: int) -> _Slot:
         device, size = self._device, self._plan.size

@@ -79,7 +79,7 @@ def open_tensorrt(
         program = TensorRtProgram(trt, runtime, plan, bundle.manifest, slots=_DEPTH)
         opened.callback(program.close)
         spec = spec_of(bundle.manifest, version_of(trt), f"{device} {gpu.name}", max_batch)
-        engine = StreamedEngine(spec, gpu, program, quiet_below=quiet_below, fields=fields, on_close=program.keep_cache)
+        engine = StreamedEngine(spec, gpu, program, quiet_below=quiet_below, fields=fields, keep=program.keep_cache)
         opened.pop_all()  # both are the engine's to close from here on
         return engine
 
@@ -129,6 +129,10 @@ def refusal(names: set[str], plan: Path, version: str, device: str) -> DeviceErr
         return DeviceError("driver", f"{found}: the driver is too old; install a newer one, `kizu doctor` shows which")
     if "CUDA_ERROR" in names:
         return DeviceError("driver", f"{found}: CUDA answers with an error; see `nvidia-smi` and `kizu doctor`")
+    if not names:  # so with TensorRT-RTX 1.7 where its own CUDA cannot ask the GPU; a bad plan has a name (seen)
+        return DeviceError(
+            "driver", f"{found}: it could not ask the GPU; is the driver too old? `kizu doctor` shows it"
+        )
     return DeviceError("engine", f"{found}: it is damaged or from elsewhere; remove it and run `kizu compile` again")
 
 
@@ -141,6 +145,7 @@ class TensorRtProgram:
     def __init__(self, trt: Any, runtime: Any, plan: Plan, manifest: Manifest, *, slots: int) -> None:
         self._cache_path = plan.path.with_name(plan.path.name + ".runtime-cache")
         self._cache: Any = None
+        self._kept = b""
         self._runtime = runtime
         self._engine = runtime.deserialize_cuda_engine(plan.data)
         if self._engine is None:
@@ -177,12 +182,17 @@ class TensorRtProgram:
             raise DeviceError("lost", f"tensorrt: {count} frames could not be enqueued; the log has TensorRT's words")
 
     def keep_cache(self) -> None:
-        """Write the runtime cache beside the plan, whole or not at all."""
+        """Write the runtime cache beside the plan, whole or not at all, if there is more in it than was read.
+
+        Raises:
+            EngineError: it cannot be written.
+        """
         if self._cache is None:
             return
         data = self._cache.serialize()
-        if data is not None:
+        if data is not None and bytes(data) != self._kept:
             write_whole(self._cache_path, bytes(data))
+            self._kept = bytes(data)
 
     def close(self) -> None:
         """Free contexts before their engine, and that before its runtime."""
@@ -195,6 +205,7 @@ class TensorRtProgram:
         config = self._engine.create_runtime_config()
         if self._cache is None:
             self._cache = read_cache(self._cache_path, config.create_runtime_cache)
+            self._kept = bytes(self._cache.serialize() or b"")
         config.set_runtime_cache(self._cache)
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         return self._engine.create_execution_context(config)

@@ -66,7 +66,7 @@ def test_a_cache_that_cannot_be_written_says_where(tmp_path: Path) -> None:
         ({"OLD_CUDA_DRIVER"}, "driver", "driver is too old"),
         ({"INSUFFICIENT_GPU_MEMORY", "CUDA_ERROR"}, "memory", "the GPU is full"),
         ({"CUDA_ERROR"}, "driver", "nvidia-smi"),
-        (set(), "engine", "no reason"),
+        (set(), "driver", "is the driver too old"),
     ],
 )
 def test_what_the_library_finds_wrong_becomes_a_reason_and_a_next_step(bits: set[str], reason: str, words: str) -> None:
