@@ -13,17 +13,15 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Self, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.engines.contract import busy, closed, nothing_out, require_batch
+from edge.engines.contract import InOrder, busy, closed, nothing_out, require_batch
 from edge.errors import DeviceError, EngineError
-from edge.protocols import Engine, EngineSpec, Leveler, Ticket
+from edge.protocols import Engine, Leveler, Ticket
 from edge.types import Uneven
-
-_INFER_TIMEOUT_S = 120.0
 
 OnTiles = Callable[[int, int], None]
 """Told how many tiles were looked at, and how many of them go on to the dense engine."""
@@ -49,7 +47,7 @@ class _Flight:
         return self.coarse is not None or self.error is not None
 
 
-class RefineEngine:
+class RefineEngine(InOrder):
     """Runs `coarse` on every element and `dense` on those whose largest coarse cell is above `gate`, or no number.
 
     What is refined is the dense engine's own answer, bit for bit. Elsewhere each dense cell takes the nearest coarse
@@ -89,10 +87,6 @@ class RefineEngine:
         self._next = 0
         self._closed = False
 
-    @property
-    def spec(self) -> EngineSpec:
-        return self._spec
-
     def warmup(self) -> None:
         """Warm both engines; any part of a batch may need the dense one."""
         if self._closed:
@@ -130,17 +124,6 @@ class RefineEngine:
         if flight.error is not None:
             raise _during_coarse_pass(flight) from flight.error
         return flight.ticket, *self._answer(flight, deadline)
-
-    def infer(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """`submit` and `collect` of one batch."""
-        if self._out:
-            raise busy(self._spec)
-        self.submit(batch)
-        _, maps, scores = self.collect(_INFER_TIMEOUT_S)
-        return maps, scores
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

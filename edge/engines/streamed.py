@@ -18,12 +18,12 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.engines.contract import busy, closed, nothing_out, require_batch
+from edge.engines.contract import INFER_TIMEOUT_S, InOrder, busy, closed, nothing_out, require_batch
 from edge.engines.device import PLACE, BufferPlan, Device, Program
 from edge.engines.device_fields import DeviceFields
 from edge.errors import DeviceError, EngineError
@@ -31,7 +31,6 @@ from edge.masks import float32_floor
 from edge.protocols import EngineSpec, Ticket
 from edge.types import FlatMaps, Uneven
 
-_INFER_TIMEOUT_S = 120.0
 # Between two looks at an event: a sixteenth of what was waited so far. Some 60 looks for a batch of 10 ms, and no
 # answer is noticed later than 6 % of its own time.
 _SHORTEST_NAP_S = 20e-6
@@ -50,7 +49,7 @@ class _Slot:
     copied_out: Any
 
 
-class StreamedEngine:
+class StreamedEngine(InOrder):
     """An Engine over a device and a program; `spec.depth` slots. Owns both and closes them.
 
     A slot is used again only once its last step is known to be over, also when its batch was given up as late. After
@@ -93,10 +92,6 @@ class StreamedEngine:
         self._closed = False
         self._fields = DeviceFields(device, spec, fields, self._put)
 
-    @property
-    def spec(self) -> EngineSpec:
-        return self._spec
-
     def warmup(self) -> None:
         """Run every batch size in every slot: kernels are compiled and graphs captured for each."""
         spec, place = self._spec, self._fields.any_place
@@ -104,7 +99,7 @@ class StreamedEngine:
             uneven = () if place is None else (place,) * count
             for _ in range(spec.depth):
                 self.submit(np.zeros((count, spec.height, spec.width, spec.channels), np.uint8), uneven)
-                self.collect(_INFER_TIMEOUT_S)
+                self.collect(INFER_TIMEOUT_S)
         self._keep_made()  # now: a daemon that is killed does not come to closing
 
     def submit(self, batch: NDArray[np.uint8], uneven: Sequence[Uneven | None] = ()) -> Ticket:
@@ -156,16 +151,9 @@ class StreamedEngine:
         self._idle.append(slot)
         return ticket, maps, scores
 
-    def infer(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """`submit` and `collect` of one batch, with its whole maps."""
-        if self._out:
-            raise busy(self._spec)
-        self._submit(batch, whole=True)
-        _, maps, scores = self.collect(_INFER_TIMEOUT_S)
-        return maps, scores
-
-    def __enter__(self) -> Self:
-        return self
+    def _submit_alone(self, batch: NDArray[np.uint8]) -> Ticket:
+        """With its whole maps."""
+        return self._submit(batch, whole=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -221,9 +209,9 @@ class StreamedEngine:
             np.copyto(piece, data[at : at + len(piece)])
             self._device.upload(address + at, piece, copy_in)
             self._device.record(slot.copied_in, copy_in)
-            if not self._reached(slot.copied_in, self._monotonic() + _INFER_TIMEOUT_S):
+            if not self._reached(slot.copied_in, self._monotonic() + INFER_TIMEOUT_S):
                 raise DeviceError(
-                    "lost", f"{self._spec.name}: {len(piece)} bytes were not copied in {_INFER_TIMEOUT_S} s"
+                    "lost", f"{self._spec.name}: {len(piece)} bytes were not copied in {INFER_TIMEOUT_S} s"
                 )
 
     def _answer(self, slot: _Slot, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
