@@ -5,6 +5,8 @@ On the fake device, whose `flat_field` is NumPy; that the real kernel gives the 
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -253,3 +255,34 @@ def test_a_batch_beyond_the_kernels_counter_is_refused(tiny_bundle: ModelBundle)
 
     with pytest.raises(EngineError, match=r'engine.flat_field = "host"'):
         DeviceFields(device, huge, [LEFT], lambda address, data: None)
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_corrects_to_the_hosts_bytes(
+    tiny_bundle: ModelBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same plan, same batches: the maps of frames corrected there and of frames corrected here are the same bytes."""
+    from edge.engines import cuda
+    from edge.engines.device import Plan
+    from edge.engines.registry import open_engine
+    from tensorrt_plans import build_plan, where_the_gpu_is_known
+
+    script = Path(cuda.__file__).with_name("kernels") / "build.sh"
+    subprocess.run(["sh", script, tmp_path], check=True, capture_output=True, timeout=110)
+    monkeypatch.setattr(cuda, "FATBIN", tmp_path / "kernels.fatbin")
+    plan = Plan.read(build_plan(tiny_bundle, tmp_path / "tiny.plan"))
+
+    def opened(**options: Any) -> Any:
+        with where_the_gpu_is_known():
+            return open_engine(tiny_bundle, backend="tensorrt", device="cuda:0", plan=plan, **options)
+
+    with opened() as plain:
+        print(plain.spec)
+        wanted = through(plain, [(by_the_host(job), []) for job in jobs()])
+    with opened(fields=[LEFT, RIGHT]) as engine, opened() as beside:
+        engine.warmup()
+        found = through(engine, jobs())
+        assert beside.infer(jobs()[0][0])[0].shape == (1, 14, 14)  # two engines on one GPU
+
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_array_equal(one, other)
