@@ -47,6 +47,10 @@ def import_driver() -> Any:
     try:
         import pycuda.driver as driver
     except ImportError as missing:
+        if "undefined symbol: cu" in str(missing):  # its libcuda is older than the one that pycuda was built against
+            raise DeviceError(
+                "driver", f"the NVIDIA driver is too old for this pycuda: {missing}; install a newer driver"
+            ) from missing
         if "libcuda" in str(missing):
             raise DeviceError(
                 "driver", f"no NVIDIA driver: {missing}; install it (nvidia-driver), or use backend 'openvino'"

@@ -13,13 +13,13 @@ import pytest
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from edge import opening
+from edge import daemon, opening
 from edge.bundle import ModelBundle
 from edge.camera import CameraCalibration, write_camera
 from edge.clock import SystemClock
 from edge.config import EngineConfig, load_config
 from edge.demo.line import write_config
-from edge.engines import tensorrt
+from edge.engines import cuda, tensorrt
 from edge.engines.device import Plan
 from edge.engines.refine import RefineEngine
 from edge.errors import ConfigError, EngineError
@@ -29,6 +29,7 @@ from edge.metrics import Metrics
 from edge.opening import EngineOpener, Plans
 from edge.protocols import Engine
 from edge.types import Frame, FrameId
+from fake_nvidia import PLAN, install
 from streaming import streamed_engine
 
 GPU = {"backend": "tensorrt", "device": "cuda:0"}
@@ -196,3 +197,21 @@ def test_a_fallback_engine_is_opened_without_fields(
         found = maps_of(stages, engine)
     with streamed_engine(tiny_bundle)[0] as other:
         np.testing.assert_allclose(found, maps_of(stages, other), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("flat_field", ["device", "host"])
+def test_a_line_is_checked_with_its_fields_on_the_gpu(
+    tmp_path: Path, tiny_bundle: ModelBundle, cameras: dict[str, Any], monkeypatch: pytest.MonkeyPatch, flat_field: str
+) -> None:
+    """`kizu run --check` over a driver and a TensorRT stood in for: both fields are there, golden frames untouched."""
+    (tmp_path / "kernels.fatbin").write_bytes(b"fatbin")
+    monkeypatch.setattr(cuda, "FATBIN", tmp_path / "kernels.fatbin")
+    monkeypatch.setattr(opening, "compiled_plans", lambda bundle, asked: Plans(Plan(tmp_path / "plan", PLAN)))
+    path = line(tmp_path, tiny_bundle, cameras, flat_field=flat_field)
+    with install(monkeypatch, tiny_bundle) as machine:
+        allocate, sizes = machine.driver.mem_alloc, list[int]()
+        machine.driver.mem_alloc = lambda size: (sizes.append(size), allocate(size))[1]  # type: ignore[method-assign]
+        found = daemon.check(load_config(path), path)
+
+    assert (found["backend"], found["fallback"]) == ("tensorrt", None) and machine.driver.held == set()
+    assert len(sizes) == (4 if flat_field == "device" else 2)  # a block for each slot, and for each field

@@ -6,6 +6,7 @@ the graph says, how fast, which bits the library finds wrong) is for the tests m
 
 from __future__ import annotations
 
+import builtins
 import importlib
 import threading
 from collections.abc import Callable, Iterator
@@ -261,22 +262,30 @@ def test_what_cannot_be_opened_has_a_reason_a_next_step_and_leaves_nothing(
     assert refused.value.reason == reason and nvidia.driver.held == set()
 
 
-def test_without_a_driver_library_the_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pycuda is there and libcuda is not: its import fails in these words."""
-    import builtins
-
+@pytest.mark.parametrize(
+    ("says", "reason", "words"),
+    [
+        ("libcuda.so.1: cannot open shared object file: No such file or directory", "driver", "no NVIDIA driver"),
+        ("_driver.cpython-312-x86_64-linux-gnu.so: undefined symbol: cuArrayCreate_v2", "driver", "driver is too old"),
+        ("No module named 'pycuda'", "package", r"pip install 'kizu\[gpu\]'"),
+    ],
+)
+def test_what_pycudas_import_says_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, says: str, reason: str, words: str
+) -> None:
+    """Its own words, seen with no libcuda, with one that lacks a function, and without the package."""
     real = builtins.__import__
 
-    def no_libcuda(name: str, *args: Any, **options: Any) -> Any:
+    def refuse(name: str, *args: Any, **options: Any) -> Any:
         if name.startswith("pycuda"):
-            raise ImportError("libcuda.so.1: cannot open shared object file: No such file or directory")
+            raise ImportError(says)
         return real(name, *args, **options)
 
-    monkeypatch.setattr(builtins, "__import__", no_libcuda)
+    monkeypatch.setattr(builtins, "__import__", refuse)
 
-    with pytest.raises(DeviceError, match=r"no NVIDIA driver: libcuda.so.1.*backend 'openvino'") as missing:
+    with pytest.raises(DeviceError, match=words) as missing:
         cuda.import_driver()
-    assert missing.value.reason == "driver"
+    assert missing.value.reason == reason
 
 
 def refuse_to_enqueue(machine: FakeNvidia) -> None:
