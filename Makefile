@@ -10,6 +10,11 @@ INPUTS_FUZZ ?= 2200000
 PIP = .venv/bin/pip --disable-pip-version-check install -q -c constraints.txt
 KIZU = .venv/bin/kizu
 
+# On a GPU machine that has packages of its own and no network: make test-gpu GPU_PYTHON=python3
+GPU_PYTHON ?= .venv/bin/python
+GPU_SETUP = $(if $(filter .venv/%,$(GPU_PYTHON)),setup)
+GPU_DOCTOR = $(GPU_PYTHON) -c 'from edge.commands.doctor import doctor; doctor()'
+
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-train setup test test-gpu check format pages fuzz test-system bench bench-gpu kernels soak soak-kill power-cut compile-all clean
 
@@ -76,12 +81,13 @@ soak: setup  ## half an hour at full load: memory stands still after the warm-up
 soak-kill: setup  ## SIGKILL daemon, cameras and subscribers 1,000 times (hours): nothing lost, nothing twice
 	.venv/bin/python tests/system/kill_line.py --kills 1000
 
-test-gpu: setup  ## the tests that need an NVIDIA GPU; prints device and versions
-	.venv/bin/kizu doctor
-	.venv/bin/python -m pytest -m gpu -s -rs
+test-gpu: $(GPU_SETUP)  ## the tests that need an NVIDIA GPU; prints device and versions
+	-@$(GPU_DOCTOR)
+	$(GPU_PYTHON) -m pytest -m gpu -s -rs $$(grep -rl --include='test_*.py' 'pytest.mark.gpu' tests)
 
-bench-gpu: setup  ## the benchmarks that need an NVIDIA GPU, as JSON; fails without one
-	.venv/bin/python benchmarks/gpu.py
+bench-gpu: $(GPU_SETUP)  ## the benchmarks that need an NVIDIA GPU, as JSON lines; prints device and versions, fails without one
+	-@$(GPU_DOCTOR)
+	@for name in gpu gpu_fdfe gpu_host; do $(GPU_PYTHON) benchmarks/$$name.py || exit 1; done
 
 kernels:  ## build our CUDA kernels for every supported GPU (needs nvcc)
 	sh edge/engines/kernels/build.sh

@@ -36,7 +36,8 @@ class EngineConfig(_Section, frozen=True):
     `refine` false computes every tile densely, also where the bundle has a coarse graph to look with first. `precision`
     and `on_gpu_failure` are TensorRT's: where the GPU cannot be used, "cpu" goes on with OpenVINO, says so and counts
     it, "refuse" does not start. So is `maps`: with "flawed", of frames without a cell above the pixel threshold only
-    score and mask come back from the GPU.
+    score and mask come back from the GPU; and `flat_field`: on the "device", the GPU corrects frames in place of the
+    "host", to the same bytes.
     """
 
     backend: Literal["openvino", "onnxruntime", "tensorrt", "fake"] = "openvino"
@@ -44,6 +45,7 @@ class EngineConfig(_Section, frozen=True):
     precision: Literal["fp32", "fp16", "bf16", "int8", "fp8"] = "fp16"
     on_gpu_failure: Literal["cpu", "refuse"] = "refuse"
     maps: Literal["all", "flawed"] = "all"
+    flat_field: Literal["host", "device"] = "host"
     streams: Annotated[int, Meta(ge=1, le=64)] = 2
     refine: bool = True
 
@@ -202,6 +204,7 @@ def load_config(path: Path | str) -> EdgeConfig:
     except msgspec.ValidationError as error:
         raise _explained(error, path, text) from None
     _require_distinct_cameras(config, path, text)
+    _require_gpu_for_flat_field(config.engine, path, text)
     _require_whole_security(config.security, path, text)
     _require_whole_metrics(config.metrics, path, text)
     _require_whole_challenge(config, path, text)
@@ -267,6 +270,14 @@ def _require_distinct_cameras(config: EdgeConfig, path: Path, text: str) -> None
                 f"{path}:{where}: cameras.name {camera.name!r} is given twice; give each camera its own name"
             )
         seen.add(camera.name)
+
+
+def _require_gpu_for_flat_field(engine: EngineConfig, path: Path, text: str) -> None:
+    if engine.flat_field == "device" and engine.backend != "tensorrt":
+        raise ConfigError(
+            f'{path}:{line_of(text, ["engine", "flat_field"])}: engine.flat_field = "device" needs a GPU, and '
+            f'engine.backend is {engine.backend!r}; write "host", or backend = "tensorrt"'
+        )
 
 
 def _require_whole_security(security: SecurityConfig, path: Path, text: str) -> None:

@@ -107,9 +107,9 @@ def check(config: EdgeConfig, where: Path) -> dict[str, str | int | float | bool
     with named(where, "metrics"):
         load_access(config.metrics)
     bundle = open_trusted(config, where)
-    make_stages(config, bundle, where)
+    stages = make_stages(config, bundle, where)
     find_challenge(config, where)
-    opener = EngineOpener(config, bundle)
+    opener = EngineOpener(config, bundle, fields=stages.fields)
     with opener.open() as engine:
         golden = check_engine(config, bundle, engine)
         return {
@@ -169,8 +169,9 @@ def serve(
         with named(where, "metrics"):
             server = opened.enter_context(open_server(config.metrics, registry, metrics.refuse_scrape))
         bundle = open_trusted(config, where)
-        opener = opener_of(config, bundle, metrics, warn)
-        stages = watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
+        stages = make_stages(config, bundle, where)
+        opener = opener_of(config, bundle, stages, metrics, warn)
+        stages = watched(stages, config, metrics, clock, warn, opener)
         find_challenge(config, where)
         _warn_of_bundle(config, bundle, flat_fields_of(stages.measures), warn)
         pipeline: Pipeline | None = None

@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.bundle import InputSpec, MapGeometry
-from edge.errors import BundleError, EngineError, ImageRefused, KizuError
+from edge.errors import BundleError, DeviceError, EngineError, ImageRefused, KizuError
 from edge.metrics import Metrics
 from edge.protocols import Clock, Engine, Ticket
 from edge.stages.decide import Decide
-from edge.stages.infer import Batch, MicroBatcher, to_map
+from edge.stages.infer import Batch, MicroBatcher, submit, to_map
 from edge.stages.measure import Measure
 from edge.stages.preprocess import Preprocess
 from edge.stages.segment import Segment
 from edge.stages.tile import Stitch, TileInput, Tiling
 from edge.stages.zones import Zones
-from edge.types import Frame, ModelInput, Reason, Unreadable, Verdict
+from edge.types import FlatMaps, Frame, ModelInput, Reason, Unreadable, Verdict
 
 FrameKey = tuple[str, int, int]
 
@@ -67,6 +67,12 @@ class Stages:
     def __post_init__(self) -> None:
         if (self.tiling is None) == (self.input.fit == "tile"):
             raise ValueError(f"fit is {self.input.fit!r} but tiling is {self.tiling}; take it from tiling_of")
+
+    @property
+    def fields(self) -> tuple[FlatMaps, ...]:
+        """The flat fields that are left to the engine, each once."""
+        maps = (one.later for one in self.preprocess.values() if one.later is not None)
+        return tuple(dict.fromkeys(maps))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -326,9 +332,9 @@ class EngineRunner:
         started_ns = self._clock.monotonic_ns()
         self.calling_ns = started_ns
         try:
-            ticket = self._engine.submit(batch.pixels)
+            ticket = submit(self._engine, batch)
         except EngineError as error:
-            self._fail(batch, str(error))
+            self._fail(batch, str(error), lost=_is_lost(error))
             return
         finally:
             self.calling_ns = 0
@@ -340,7 +346,7 @@ class EngineRunner:
         try:
             answered, maps, scores = self._engine.collect(self._timeout_s)
         except EngineError as error:
-            self._fail(batch, str(error))
+            self._fail(batch, str(error), lost=_is_lost(error))
             return
         finally:
             self.calling_ns = 0
@@ -379,12 +385,13 @@ class EngineRunner:
                 geometry = stitch.plan.geometry
                 self._hand_over(Scored(self._stages, (frame,), (stitch.region,), stitch.scores[None], score, geometry))
 
-    def _fail(self, batch: Batch, why: str) -> None:
+    def _fail(self, batch: Batch, why: str, *, lost: bool = False) -> None:
+        """Count and give up a batch; open the engine again after some of them, at once after a device that is lost."""
         self._metrics.engine_failures.inc()
         self._failures += 1
         self._warn("engine failed a batch", {"error": why, "in_a_row": self._failures})
         self._drop(batch, why)
-        if self._failures >= FAILURES_BEFORE_REOPEN:
+        if lost or self._failures >= FAILURES_BEFORE_REOPEN:
             self._reopen(why)
 
     def _reopen(self, why: str) -> None:
@@ -434,3 +441,8 @@ class EngineRunner:
         # Several tiles may be of one frame, and that may have been given up with an earlier batch.
         stitches = dict.fromkeys(item.stitch for item in batch.inputs if isinstance(item, TileInput))
         return tuple(self._stitching.pop(stitch) for stitch in stitches if stitch in self._stitching)
+
+
+def _is_lost(error: EngineError) -> bool:
+    """Whether nothing on the engine's device will ever work again."""
+    return isinstance(error, DeviceError) and error.reason == "lost"

@@ -24,7 +24,7 @@ from edge.rules import load_rules
 from edge.stages.decide import Decide
 from edge.stages.flatfield import flat_field_of
 from edge.stages.measure import Measure
-from edge.stages.preprocess import Preprocess
+from edge.stages.preprocess import Preprocess, is_unscaled
 from edge.stages.segment import Segment
 from edge.stages.tile import Tiling, tiling_of
 
@@ -61,7 +61,10 @@ def make_stages(config: EdgeConfig, bundle: ModelBundle, where: Path) -> Stages:
         calibration = msgspec.structs.replace(calibration, certified=False)
     measures = {camera.name: _measure(camera, where) for camera in config.cameras}
     calibration = calibration_of_line(config, calibration, flat_fields_of(measures))
-    preprocess = {camera.name: _preprocess(camera, manifest.input, measures[camera.name]) for camera in config.cameras}
+    preprocess = {
+        camera.name: _preprocess(config, camera, manifest.input, measures[camera.name], where)
+        for camera in config.cameras
+    }
     zones, segments = zones_of_line(config, calibration, manifest.map), segments_of_line(config, calibration)
     if config.challenge.dir is not None:
         # Samples take the way of their camera's frames, and are judged by its row, under another name.
@@ -91,9 +94,20 @@ def _with_probes(by_camera: dict[str, _T]) -> dict[str, _T]:
     return by_camera | {probe_name(name): value for name, value in by_camera.items()}
 
 
-def _preprocess(camera: CameraConfig, spec: InputSpec, measure: Measure) -> Preprocess:
+def _preprocess(config: EdgeConfig, camera: CameraConfig, spec: InputSpec, measure: Measure, where: Path) -> Preprocess:
     known = measure.camera
-    return Preprocess(spec, camera.roi_xywh, None if known is None else known.size, flat_field_of(known))
+    size, flat = None if known is None else known.size, flat_field_of(known)
+    if flat is None or config.engine.flat_field == "host":
+        return Preprocess(spec, camera.roi_xywh, size, flat)
+    later = flat.over(camera.roi_xywh)
+    height, width = later.gain.shape[:2]
+    if not is_unscaled(spec, width, height):
+        raise ConfigError(
+            f'{where}: engine.flat_field = "device": the region of camera {camera.name} has {width} x {height} px, and '
+            f"bundle {config.bundle} scales it to {spec.width} x {spec.height}, which must come after the flat field; "
+            f'write "host", or a cameras.roi_xywh of the model\'s own size'
+        )
+    return Preprocess(spec, camera.roi_xywh, size, flat, later)
 
 
 def _measure(camera: CameraConfig, where: Path) -> Measure:

@@ -76,8 +76,9 @@ def load_model(config: EdgeConfig, where: Path, metrics: Metrics, clock: Clock, 
     rest = Pace()
     bundle = open_trusted(config, where)
     rest()
-    opener = opener_of(config, bundle, metrics, warn)
-    stages = watched(make_stages(config, bundle, where), config, metrics, clock, warn, opener)
+    stages = make_stages(config, bundle, where)
+    opener = opener_of(config, bundle, stages, metrics, warn)
+    stages = watched(stages, config, metrics, clock, warn, opener)
     samples = find_challenge(config, where)
     if samples and config.challenge.required:
         tried = take_apart(samples, open_checked(config, bundle, opener), stages, clock, config.batching.max_batch)
@@ -140,14 +141,14 @@ def _bare(verdict: Verdict) -> Verdict:
     return dataclasses.replace(verdict, certified=False)
 
 
-def opener_of(config: EdgeConfig, bundle: ModelBundle, metrics: Metrics, warn: Warn) -> EngineOpener:
+def opener_of(config: EdgeConfig, bundle: ModelBundle, stages: Stages, metrics: Metrics, warn: Warn) -> EngineOpener:
     """What opens the line's engine, counting and telling what it finds."""
 
     def fell_back(reason: str, why: str) -> None:
         metrics.fall_back(reason)
         warn("the GPU cannot be used: the CPU takes its place", {"reason": reason, "error": why})
 
-    return EngineOpener(config, bundle, on_tiles=metrics.count_tiles, on_fallback=fell_back)
+    return EngineOpener(config, bundle, fields=stages.fields, on_tiles=metrics.count_tiles, on_fallback=fell_back)
 
 
 def open_told(

@@ -7,7 +7,7 @@ way by `open_on`, without a fallback. Compiling is `compile`'s matter, what an e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -18,6 +18,7 @@ from edge.engines.device import Plan
 from edge.engines.registry import open_engine
 from edge.errors import DeviceError, EngineError, UsageError
 from edge.protocols import Engine
+from edge.types import FlatMaps
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ DEFAULT_ENGINE: Final = EngineConfig()
 class EngineOpener:
     """Opens a line's engine, as often as it is needed; `fallback` is why the last one is the CPU's, None if it is not.
 
-    `on_fallback` is told (reason, what happened) each time; `fallback` may be read by other threads.
+    `on_fallback` is told (reason, what happened) each time; `fallback` may be read by other threads. `fields` are the
+    line's `Stages.fields`.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class EngineOpener:
         config: EdgeConfig,
         bundle: ModelBundle,
         *,
+        fields: Sequence[FlatMaps] = (),
         on_tiles: Callable[[int, int], None] = lambda seen, refined: None,
         on_fallback: Callable[[str, str], None] = lambda reason, why: None,
         plans_of: PlansOf | None = None,
@@ -53,6 +56,7 @@ class EngineOpener:
         self.fallback: str | None = None
         self._config = config
         self._bundle = bundle
+        self._fields = fields
         self._on_tiles = on_tiles
         self._on_fallback = on_fallback
         self._plans_of = compiled_plans if plans_of is None else plans_of
@@ -84,6 +88,7 @@ class EngineOpener:
             self._bundle,
             asked,
             max_batch=self._config.batching.max_batch,
+            fields=self._fields,
             on_tiles=self._on_tiles,
             plans_of=self._plans_of,
         )
@@ -94,6 +99,7 @@ def open_on(
     asked: EngineConfig,
     *,
     max_batch: int | None = None,
+    fields: Sequence[FlatMaps] = (),
     on_tiles: Callable[[int, int], None] = lambda seen, refined: None,
     plans_of: PlansOf | None = None,
 ) -> Engine:
@@ -116,6 +122,7 @@ def open_on(
         on_tiles=on_tiles,
         plan=None if plans is None else plans.dense,
         coarse_plan=None if plans is None else plans.coarse,
+        fields=fields,
         quiet_below=bundle.calibration.lowest() if plans is not None and asked.maps == "flawed" else None,
     )
 

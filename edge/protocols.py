@@ -6,6 +6,7 @@ Implementations live in `sources`, `engines`, `sinks`; `daemon` chooses among th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, NewType, Protocol, Self, runtime_checkable
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, NewType, Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.types import Frame, Unreadable
+from edge.types import Frame, Uneven, Unreadable
 
 if TYPE_CHECKING:
     from edge.events import DefectEvent
@@ -48,7 +49,7 @@ class EngineSpec:
     """What an engine takes and gives.
 
     Input is (N <= max_batch, height, width, channels) uint8, maps are (N, map_height, map_width) float32. `depth` is
-    how many batches it keeps in flight; `name`, `device` and `version` say what runs.
+    how many batches it keeps in flight; `name`, `device` and `version` say what runs. One that `levels` is a `Leveler`.
     """
 
     name: str
@@ -61,6 +62,7 @@ class EngineSpec:
     map_width: int
     max_batch: int
     depth: int
+    levels: bool = False
 
 
 class Engine(Protocol):
@@ -103,6 +105,18 @@ class Engine(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+class Leveler(Engine, Protocol):
+    """An engine that applies flat fields itself, those that it was opened with; its `spec.levels` is true."""
+
+    def submit(self, batch: NDArray[np.uint8], uneven: Sequence[Uneven | None] = ()) -> Ticket:
+        """`Engine.submit` of pixels some of which are `uneven`: one for each frame, None for what is as it should be.
+
+        Raises:
+            EngineError: also for a flat field that it was not opened with.
+        """
+        ...
 
 
 class Sink(Protocol):

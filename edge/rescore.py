@@ -170,8 +170,8 @@ def _judge(
 ) -> tuple[DefectEvent, bytes | None, list[AnomalyMap]]:
     """The line's pipeline on this one frame."""
     bundle, clock, answer = open_bundle(Path(config.bundle)), SystemClock(), _Answer()
-    opener = EngineOpener(config, bundle)
     stages = make_stages(config, bundle, where)
+    opener = EngineOpener(config, bundle, fields=stages.fields)
     keeping = _Keeping(stages.segment.pixel_threshold, stages.segment.min_area_px)
     pipeline = Pipeline(
         source=_OneFrame(frame),

@@ -82,18 +82,44 @@ class Unreadable:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class FlatMaps:
+    """A camera's flat field over its region of interest: `gain` and `dark` (H, W, C) float32, C-contiguous.
+
+    Known by its identity: an engine keeps those on the device that it was opened with. See `stages.flatfield`.
+    """
+
+    gain: NDArray[np.float32]
+    dark: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Uneven:
+    """Pixels that did not go through their flat field yet: pixel (0, 0) lies at (`top`, `left`) of `maps`.
+
+    What lies beyond a side of the maps was made by reflection, the outermost pixel left single; gray may have become
+    RGB.
+    """
+
+    maps: FlatMaps
+    top: int
+    left: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class ModelInput:
     """What the graph takes: `pixels` (h, w, C) uint8; `roi` maps them back to frame pixels.
 
     Where frames are tiled it is at first the whole region at its own size, which `stages.tile` cuts up.
     `extent` is the frame rectangle that was really looked at: less than `roi` where an aspect was kept by reflection or
-    a partial block was filled up. None means all of `roi`.
+    a partial block was filled up. None means all of `roi`. With `uneven` the pixels are to be corrected before the
+    graph sees them; None: they are as the graph takes them.
     """
 
     frame_id: FrameId
     pixels: NDArray[np.uint8]
     roi: Roi
     extent: Roi | None = None
+    uneven: Uneven | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -64,4 +64,5 @@ def _apart(config: EdgeConfig, where: Path) -> ChallengeResult:
 
     bundle = open_bundle(Path(config.bundle))
     stages, samples = make_stages(config, bundle, where), find_challenge(config, where)
-    return take_apart(samples, EngineOpener(config, bundle).open(), stages, SystemClock(), config.batching.max_batch)
+    engine = EngineOpener(config, bundle, fields=stages.fields).open()
+    return take_apart(samples, engine, stages, SystemClock(), config.batching.max_batch)

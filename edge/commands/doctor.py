@@ -16,7 +16,9 @@ _DRIVER_FILE: Final = Path("/proc/driver/nvidia/version")
 _FLAVORS: Final = (
     "tensorrt-rtx",
     "tensorrt-rtx-cu13",
+    "tensorrt-rtx-cu13-bindings",  # with its libraries all that is needed; imports as tensorrt_rtx_bindings
     "tensorrt-rtx-cu12",
+    "tensorrt-rtx-cu12-bindings",
     "tensorrt",
     "tensorrt-cu13",
     "tensorrt-cu12",

@@ -1,4 +1,4 @@
-"""What every backend does the same way: check the graph contract, check a batch, count the cores.
+"""What every backend does the same way: check the graph contract, check a batch, infer one alone, count the cores.
 
 Owns the words of those refusals; running anything is the backends' matter.
 """
@@ -6,20 +6,24 @@ Owns the words of those refusals; running anything is the backends' matter.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.bundle import Manifest
 from edge.errors import EngineBusy, EngineError
-from edge.protocols import EngineSpec
+from edge.protocols import EngineSpec, Ticket
 
 INPUT = "frames"
 MAP_OUTPUT = "anomaly_map"
 SCORE_OUTPUT = "image_score"
+INFER_TIMEOUT_S: Final = 120.0
+"""For one batch alone, kernels that are made ready for it included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,41 @@ def _port_fits(found: Port, expected: Port) -> bool:
     if found.dtype != expected.dtype or len(found.shape) != len(expected.shape) or found.shape[0] is not None:
         return False
     return all(side in (None, wanted) for side, wanted in zip(found.shape[1:], expected.shape[1:], strict=True))
+
+
+class InOrder(ABC):
+    """What every engine does the same way: tell its `spec`, `infer`, be entered.
+
+    A backend keeps its specification in `_spec` and what is in flight in `_out`, and brings the rest of `Engine`.
+    """
+
+    _spec: EngineSpec
+    _out: Sized
+
+    @property
+    def spec(self) -> EngineSpec:
+        return self._spec
+
+    @abstractmethod
+    def submit(self, batch: NDArray[np.uint8]) -> Ticket: ...
+
+    @abstractmethod
+    def collect(self, timeout_s: float) -> tuple[Ticket, NDArray[np.float32], NDArray[np.float32]]: ...
+
+    def infer(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """`submit` and `collect` of one batch."""
+        if self._out:
+            raise busy(self._spec)
+        self._submit_alone(batch)
+        _, maps, scores = self.collect(INFER_TIMEOUT_S)
+        return maps, scores
+
+    def _submit_alone(self, batch: NDArray[np.uint8]) -> Ticket:
+        """`submit` for `infer`, where that asks for more."""
+        return self.submit(batch)
+
+    def __enter__(self) -> Self:
+        return self
 
 
 def require_batch(batch: NDArray[np.uint8], spec: EngineSpec) -> None:

@@ -47,6 +47,10 @@ def import_driver() -> Any:
     try:
         import pycuda.driver as driver
     except ImportError as missing:
+        if "undefined symbol: cu" in str(missing):  # its libcuda is older than the one that pycuda was built against
+            raise DeviceError(
+                "driver", f"the NVIDIA driver is too old for this pycuda: {missing}; install a newer driver"
+            ) from missing
         if "libcuda" in str(missing):
             raise DeviceError(
                 "driver", f"no NVIDIA driver: {missing}; install it (nvidia-driver), or use backend 'openvino'"
@@ -148,15 +152,15 @@ class CudaDevice:
             found = self._kernels.get(kernel) or self._kernel(kernel)
             found(*arguments, block=(_BLOCK, 1, 1), grid=(-(-cells // _BLOCK), 1), stream=stream)
 
-    def require_kernels(self) -> None:
-        """Refuse at the start what would fail at the first batch.
+    def require_kernels(self, without: str) -> None:
+        """Refuse at the start what would fail at the first batch; `without` is the setting that needs no kernel.
 
         Raises:
             DeviceError: our kernels are not built here.
         """
         if not FATBIN.exists():
             raise DeviceError(
-                "package", f'our kernels are not built ({FATBIN}); run `make kernels` (nvcc), or engine.maps = "all"'
+                "package", f"our kernels are not built ({FATBIN}); run `make kernels` (nvcc), or write {without}"
             )
 
     def close(self) -> None:
@@ -185,9 +189,9 @@ class CudaDevice:
         return made
 
     def _kernel(self, name: str) -> Any:
-        self.require_kernels()
-        module = self._kernels.setdefault("", self._driver.module_from_file(str(FATBIN)))
-        return self._kernels.setdefault(name, module.get_function(name))
+        if "" not in self._kernels:  # the module; its name is no function's
+            self._kernels[""] = self._driver.module_from_file(str(FATBIN))
+        return self._kernels.setdefault(name, self._kernels[""].get_function(name))
 
     def _enter(self) -> None:
         """Make the context current in this thread: an engine is opened in one and used in another."""

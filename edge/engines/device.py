@@ -19,6 +19,12 @@ from edge.protocols import EngineSpec
 _ALIGNMENT = 256
 """Bytes; what cudaMalloc promises, so that one allocation can be cut up without any part losing it."""
 
+PLACE = np.dtype(
+    [("maps", "<u8"), ("top", "<i4"), ("left", "<i4"), ("height", "<i4"), ("width", "<i4"), ("channels", "<i4"),
+     ("unused", "<i4")]
+)  # fmt: skip
+"""`Place` of kernels.cu: where a frame lies in the flat field at address `maps`, 0 for a frame that needs none."""
+
 
 class Stream(Protocol):
     """A queue of the device: what is in one runs in order, what is in two runs as it likes."""
@@ -127,7 +133,8 @@ class BufferPlan:
     """Where frames, maps, scores and masks of one slot lie in its one block, in bytes; the same on host and device.
 
     frames (N, h, w, C) uint8 from 0, maps (N, h', w') float32 from `maps_at`, scores (N,) float32 from `scores_at`,
-    masks (N, h', ceil(w' / 8)) uint8 from `masks_at`, a bit for each cell.
+    masks (N, h', ceil(w' / 8)) uint8 from `masks_at`, a bit for each cell; places (N,) PLACE from `places_at`. Flat
+    fields are the batches' in common and have blocks of their own.
     """
 
     frame: int
@@ -136,6 +143,7 @@ class BufferPlan:
     maps_at: int
     scores_at: int
     masks_at: int
+    places_at: int
     size: int
 
     @classmethod
@@ -147,7 +155,9 @@ class BufferPlan:
         mask = spec.map_height * -(-spec.map_width // 8)
         scores_at = _aligned(maps_at + cells * spec.max_batch)
         masks_at = _aligned(scores_at + 4 * spec.max_batch)
-        return cls(frame, cells, mask, maps_at, scores_at, masks_at, _aligned(masks_at + mask * spec.max_batch))
+        places_at = _aligned(masks_at + mask * spec.max_batch)
+        size = _aligned(places_at + PLACE.itemsize * spec.max_batch)
+        return cls(frame, cells, mask, maps_at, scores_at, masks_at, places_at, size)
 
 
 def _aligned(size: int) -> int:

@@ -9,13 +9,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection
 from types import TracebackType
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.bundle import Manifest
-from edge.engines.contract import busy, closed, nothing_out, require_batch
+from edge.engines.contract import InOrder, busy, closed, nothing_out, require_batch
 from edge.errors import EngineError
 from edge.protocols import EngineSpec, Ticket
 
@@ -37,7 +36,7 @@ def spec_of(manifest: Manifest, *, max_batch: int | None = None, depth: int = 2)
     )
 
 
-class FakeEngine:
+class FakeEngine(InOrder):
     """Each cell is the mean distance of its block of pixels from mid gray, 0 to 1; the image score is the largest cell.
 
     The blocks divide the model's pixels evenly, whatever the map's size. A flat gray picture scores 0, a black or white
@@ -66,10 +65,6 @@ class FakeEngine:
         # Mid gray is 128 and distances are whole, so sums are exact in any order.
         self._distance = np.abs(np.arange(256, dtype=np.int64) - 128).astype(np.int32)
         self._scale = (row_sizes[:, None] * column_sizes[None, :] * (128.0 * spec.channels)).astype(np.float64)
-
-    @property
-    def spec(self) -> EngineSpec:
-        return self._spec
 
     def warmup(self) -> None:
         """Nothing to warm; refuses when closed."""
@@ -105,17 +100,6 @@ class FakeEngine:
             raise EngineError(f"fake: batch {ticket} fails, as it was told to")
         maps = self._maps(batch)
         return ticket, maps, maps.max(axis=(1, 2))
-
-    def infer(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """`submit` and `collect` of one batch."""
-        if self._out:
-            raise busy(self._spec)
-        self.submit(batch)
-        _, maps, scores = self.collect(self._latency_s + 1.0)
-        return maps, scores
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

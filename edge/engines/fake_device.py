@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edge.bundle import ModelBundle
 from edge.engines.contract import INPUT, MAP_OUTPUT, SCORE_OUTPUT
-from edge.engines.device import Stream
+from edge.engines.device import PLACE, Stream
 from edge.errors import DeviceError, EngineError
 from edge.protocols import EngineSpec
 
@@ -156,10 +156,18 @@ class FakeDevice:
         return True
 
     def launch(self, kernel: str, cells: int, arguments: tuple[Any, ...], stream: Any) -> None:
-        """Only `threshold_pack`, as its comment in kernels.cu says."""
-        if kernel != "threshold_pack":
+        """Both of our kernels, as their comments in kernels.cu say."""
+        values = [argument.item() for argument in arguments]
+        if kernel == "threshold_pack":
+            self._threshold_pack(stream, cells, *values)
+        elif kernel == "flat_field":
+            self._flat_field(stream, *values)
+        else:
             raise EngineError(f"fake device: there is no kernel {kernel!r} here; kernels run on a GPU only")
-        source, target, limit, rows, width = (argument.item() for argument in arguments)
+
+    def _threshold_pack(
+        self, stream: FakeStream, cells: int, source: int, target: int, limit: float, rows: int, width: int
+    ) -> None:
         size = rows * width * 4
 
         def work() -> bool:
@@ -167,7 +175,30 @@ class FakeDevice:
             self.view(target, cells)[:] = np.packbits(~(values <= limit), axis=1).reshape(-1)
             return True
 
-        self.run(stream, [(source, size)], [(target, cells)], work, kernel)
+        self.run(stream, [(source, size)], [(target, cells)], work, "threshold_pack")
+
+    def _flat_field(
+        self, stream: FakeStream, frames: int, places: int, size: int, height: int, width: int, channels: int
+    ) -> None:
+        frame = height * width * channels
+        table = (places, size // frame * PLACE.itemsize)
+
+        def work() -> bool:
+            for index, place in enumerate(self.view(*table).view(PLACE)):
+                if place["maps"]:
+                    pixels = self.view(frames + index * frame, frame).reshape(height, width, channels)
+                    pixels[:] = _leveled(pixels, place, self._maps_of(place))
+            return True
+
+        self.run(stream, [table, (frames, size)], [(frames, size)], work, "flat_field")
+
+    def _maps_of(self, place: Any) -> NDArray[np.float32]:
+        """The dark values and the gains (2, H, W, C) at a place."""
+        shape = (2, int(place["height"]), int(place["width"]), int(place["channels"]))
+        maps = self.view(int(place["maps"]), 4 * int(np.prod(shape))).view(np.float32).reshape(shape)
+        if not np.isfinite(maps).all():
+            raise Hazard("flat_field reads a flat field that was not copied yet")
+        return maps
 
     def run(
         self,
@@ -294,6 +325,17 @@ def onnx_compute(bundle: ModelBundle) -> Compute:
         return np.ascontiguousarray(maps), np.ascontiguousarray(scores)
 
     return compute
+
+
+def _leveled(pixels: NDArray[np.uint8], place: Any, maps: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """What `flat_field` makes of a frame (h, w, C), in NumPy: padding by reflection is written out."""
+    (height, width), (rows, columns) = pixels.shape[:2], maps.shape[1:3]
+    top, left = int(place["top"]), int(place["left"])
+    before, after = (max(0, -top), max(0, -left)), (max(0, top + height - rows), max(0, left + width - columns))
+    sides = ((0, 0), (before[0], after[0]), (before[1], after[1]), (0, 0))
+    y, x = top + before[0], left + before[1]
+    dark, gain = np.pad(maps, sides, "reflect")[:, y : y + height, x : x + width]
+    return np.asarray(np.clip(np.rint((pixels.astype(np.float32) - dark) * gain), 0, 255), np.uint8)
 
 
 def _place(host: NDArray[np.uint8]) -> int:

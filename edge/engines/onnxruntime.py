@@ -6,7 +6,7 @@ Synchronous: `submit` does the work.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from edge.engines.contract import (
     INPUT,
     MAP_OUTPUT,
     SCORE_OUTPUT,
+    InOrder,
     Port,
     busy,
     closed,
@@ -53,7 +54,7 @@ _FAILURES = (
 )
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(InOrder):
     """Runs a bundle's graph with one session over all cores; depth 1.
 
     The time limit of `collect` cannot be exceeded: by then the work is done.
@@ -88,12 +89,8 @@ class OnnxRuntimeEngine:
             depth=1,
         )
         self._next = 0
-        self._done: tuple[NDArray[np.float32], NDArray[np.float32]] | EngineError | None = None
+        self._out: list[tuple[NDArray[np.float32], NDArray[np.float32]] | EngineError] = []  # one at most
         self._closed = False
-
-    @property
-    def spec(self) -> EngineSpec:
-        return self._spec
 
     def warmup(self) -> None:
         """Run one frame and the largest batch: memory for the sizes between is then there."""
@@ -106,16 +103,16 @@ class OnnxRuntimeEngine:
         if self._closed:
             raise closed(self._spec)
         require_batch(batch, self._spec)
-        if self._done is not None:
+        if self._out:
             raise busy(self._spec)
         try:
             maps, scores = self._session.run([MAP_OUTPUT, SCORE_OUTPUT], {INPUT: batch})
             require_answer(maps, scores, len(batch), self._spec)
-            self._done = (maps, scores)
+            self._out.append((maps, scores))
         except EngineError as error:
-            self._done = error
+            self._out.append(error)
         except _FAILURES as error:
-            self._done = EngineError(f"onnxruntime: batch {self._next} failed: {error}")
+            self._out.append(EngineError(f"onnxruntime: batch {self._next} failed: {error}"))
         ticket = Ticket(self._next)
         self._next += 1
         return ticket
@@ -124,26 +121,17 @@ class OnnxRuntimeEngine:
         """Hand out what `submit` computed."""
         if self._closed:
             raise closed(self._spec)
-        done, self._done = self._done, None
-        if done is None:
+        if not self._out:
             raise nothing_out(self._spec)
+        done = self._out.pop()
         if isinstance(done, EngineError):
             raise done
         return Ticket(self._next - 1), *done
 
-    def infer(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """`submit` and `collect` of one batch."""
-        self.submit(batch)
-        _, maps, scores = self.collect(0.0)
-        return maps, scores
-
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._done = None
+        self._out.clear()
         self._closed = True
         self.__dict__.pop("_session", None)  # frees the arena now, not when the last traceback dies
 

@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from edge.engines.contract import (
     INPUT,
     MAP_OUTPUT,
     SCORE_OUTPUT,
+    InOrder,
     Port,
     busy,
     closed,
@@ -41,7 +42,6 @@ except ImportError as missing:
         "backend 'openvino' is not installed; run `pip install kizu` again or use backend 'onnxruntime'"
     ) from missing
 
-_INFER_TIMEOUT_S = 60.0
 # OpenVINO's own errors reach Python as RuntimeError; its bindings raise the others for wrong arguments.
 _FAILURES = (RuntimeError, ValueError, TypeError, KeyError, MemoryError)
 
@@ -55,7 +55,7 @@ class _Flight:
     batch: NDArray[np.uint8]
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(InOrder):
     """Runs a bundle's graph in fp32 on `streams` streams of usable cores / streams threads each; depth = streams.
 
     A batch is run as single frames spread over the streams. Batches do not make a CPU faster (`line`, Zen 5: 203 GFLOP
@@ -98,10 +98,6 @@ class OpenVinoEngine:
         self._overdue: list[_Flight] = []
         self._next = 0
         self._closed = False
-
-    @property
-    def spec(self) -> EngineSpec:
-        return self._spec
 
     @property
     def precision(self) -> str:
@@ -175,17 +171,6 @@ class OpenVinoEngine:
             raise EngineError(f"openvino: batch {flight.ticket} failed: {error}") from error
         self._idle.extend(flight.requests)
         return flight.ticket, maps, scores
-
-    def infer(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """`submit` and `collect` of one batch."""
-        if self._out:
-            raise busy(self._spec)
-        self.submit(batch)
-        _, maps, scores = self.collect(_INFER_TIMEOUT_S)
-        return maps, scores
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

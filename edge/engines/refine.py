@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Self
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.engines.contract import busy, closed, nothing_out, require_batch
-from edge.errors import EngineError
-from edge.protocols import Engine, EngineSpec, Ticket
-
-_INFER_TIMEOUT_S = 120.0
+from edge.engines.contract import InOrder, busy, closed, nothing_out, require_batch
+from edge.errors import DeviceError, EngineError
+from edge.protocols import Engine, Leveler, Ticket
+from edge.types import Uneven
 
 OnTiles = Callable[[int, int], None]
 """Told how many tiles were looked at, and how many of them go on to the dense engine."""
@@ -37,6 +36,7 @@ class _Flight:
 
     ticket: Ticket
     batch: NDArray[np.uint8]
+    uneven: Sequence[Uneven | None]
     coarse: NDArray[np.float32] | None = None
     chosen: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
     error: EngineError | None = None
@@ -47,7 +47,7 @@ class _Flight:
         return self.coarse is not None or self.error is not None
 
 
-class RefineEngine:
+class RefineEngine(InOrder):
     """Runs `coarse` on every element and `dense` on those whose largest coarse cell is above `gate`, or no number.
 
     What is refined is the dense engine's own answer, bit for bit. Elsewhere each dense cell takes the nearest coarse
@@ -76,16 +76,16 @@ class RefineEngine:
         self.tiles_refined = 0
         self._on_tiles = on_tiles
         self._monotonic = monotonic
-        self._spec = replace(dense.spec, depth=min(dense.spec.depth, coarse.spec.depth))
+        self._spec = replace(
+            dense.spec,
+            depth=min(dense.spec.depth, coarse.spec.depth),
+            levels=dense.spec.levels and coarse.spec.levels,
+        )
         self._rows = _nearest(self._spec.map_height, coarse.spec.map_height, every)[:, None]
         self._columns = _nearest(self._spec.map_width, coarse.spec.map_width, every)
         self._out: deque[_Flight] = deque()
         self._next = 0
         self._closed = False
-
-    @property
-    def spec(self) -> EngineSpec:
-        return self._spec
 
     def warmup(self) -> None:
         """Warm both engines; any part of a batch may need the dense one."""
@@ -94,17 +94,17 @@ class RefineEngine:
         self.coarse.warmup()
         self.dense.warmup()
 
-    def submit(self, batch: NDArray[np.uint8]) -> Ticket:
-        """Start the coarse pass on `batch`."""
+    def submit(self, batch: NDArray[np.uint8], uneven: Sequence[Uneven | None] = ()) -> Ticket:
+        """Start the coarse pass on `batch`; each engine corrects what is uneven of the pixels that it gets."""
         if self._closed:
             raise closed(self._spec)
         require_batch(batch, self._spec)
         if len(self._out) >= self._spec.depth:
             raise busy(self._spec)
-        self.coarse.submit(batch)
+        _submit(self.coarse, batch, uneven)
         ticket = Ticket(self._next)
         self._next += 1
-        self._out.append(_Flight(ticket, batch))
+        self._out.append(_Flight(ticket, batch, uneven))
         return ticket
 
     def collect(self, timeout_s: float) -> tuple[Ticket, NDArray[np.float32], NDArray[np.float32]]:
@@ -122,19 +122,8 @@ class RefineEngine:
             for later in self._out:
                 self._look(later, deadline)
         if flight.error is not None:
-            raise EngineError(f"batch {flight.ticket}, coarse pass: {flight.error}") from flight.error
+            raise _during_coarse_pass(flight) from flight.error
         return flight.ticket, *self._answer(flight, deadline)
-
-    def infer(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """`submit` and `collect` of one batch."""
-        if self._out:
-            raise busy(self._spec)
-        self.submit(batch)
-        _, maps, scores = self.collect(_INFER_TIMEOUT_S)
-        return maps, scores
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -158,7 +147,8 @@ class RefineEngine:
             chosen = np.flatnonzero(~(peaks <= self.gate))
             if len(chosen):
                 whole = len(chosen) == len(flight.batch)
-                self.dense.submit(flight.batch if whole else flight.batch[chosen])
+                uneven = [flight.uneven[index] for index in chosen.tolist()] if flight.uneven else ()
+                _submit(self.dense, flight.batch if whole else flight.batch[chosen], uneven)
         except EngineError as error:
             flight.error = error
             return
@@ -181,6 +171,20 @@ class RefineEngine:
 
     def _left(self, deadline: float) -> float:
         return max(0.0, deadline - self._monotonic())
+
+
+def _submit(engine: Engine, batch: NDArray[np.uint8], uneven: Sequence[Uneven | None]) -> None:
+    """Nothing is uneven where an engine does not level: `spec.levels` says it of both or of none."""
+    if uneven:
+        cast(Leveler, engine).submit(batch, uneven)
+    else:
+        engine.submit(batch)
+
+
+def _during_coarse_pass(flight: _Flight) -> EngineError:
+    """What ended a batch early; a device that is lost stays one, for the engine must then be opened again."""
+    text = f"batch {flight.ticket}, coarse pass: {flight.error}"
+    return DeviceError(flight.error.reason, text) if isinstance(flight.error, DeviceError) else EngineError(text)
 
 
 def _nearest(dense: int, coarse: int, every: int) -> NDArray[np.intp]:

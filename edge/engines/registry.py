@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Literal, cast, get_args
 
@@ -10,6 +11,7 @@ from edge.engines.device import Plan
 from edge.engines.refine import OnTiles, RefineEngine
 from edge.errors import DeviceError, EngineError, KizuError
 from edge.protocols import Engine
+from edge.types import FlatMaps
 
 Backend = Literal["openvino", "onnxruntime", "tensorrt", "fake"]
 
@@ -56,6 +58,7 @@ def open_engine(
     plan: Plan | None = None,
     coarse_plan: Plan | None = None,
     quiet_below: float | None = None,
+    fields: Sequence[FlatMaps] = (),
 ) -> Engine:
     """Build the engine that runs `bundle`; use it as a context manager.
 
@@ -64,7 +67,8 @@ def open_engine(
     told of it; without `refine` it is computed densely everywhere. The fake computes no network, so it has no coarse
     one. `plan` is what TensorRT runs, compiled from the bundle's graph, `coarse_plan` from its coarse one; without that
     TensorRT computes densely everywhere. With `quiet_below` it copies back no map that stays below it, see
-    `StreamedEngine`; an engine that looks coarsely first, or at tiles, needs every map.
+    `StreamedEngine`; an engine that looks coarsely first, or at tiles, needs every map. `fields` are the flat fields
+    that TensorRT is to apply itself; other engines know none, and `stages.infer.submit` does it for them.
 
     Raises:
         EngineError: unknown backend or device, the backend's package is missing, the graph breaks the graph contract,
@@ -82,11 +86,14 @@ def open_engine(
     asked = bundle.manifest.refine
     if not refine or asked is None or backend == "fake" or (backend == "tensorrt" and coarse_plan is None):
         return _open(
-            bundle, backend, device, streams, batch, plan, quiet_below if bundle.manifest.input.fit != "tile" else None
-        )
+            bundle, backend, device, streams, batch, plan, fields,
+            quiet_below if bundle.manifest.input.fit != "tile" else None,
+        )  # fmt: skip
     with ExitStack() as opened:
-        dense = opened.enter_context(_open(bundle, backend, device, streams, batch, plan))
-        coarse = opened.enter_context(_open(coarse_bundle(bundle), backend, device, streams, batch, coarse_plan))
+        dense = opened.enter_context(_open(bundle, backend, device, streams, batch, plan, fields))
+        coarse = opened.enter_context(
+            _open(coarse_bundle(bundle), backend, device, streams, batch, coarse_plan, fields)
+        )
         opened.pop_all()  # both are the refining engine's to close from here on
     gate, every = asked.gate(bundle.calibration), cells_between(bundle.manifest, asked)
     return RefineEngine(dense, coarse, gate=gate, every=every, on_tiles=on_tiles)
@@ -94,7 +101,7 @@ def open_engine(
 
 def _open(
     bundle: ModelBundle, backend: Backend, device: str, streams: int, batch: int, plan: Plan | None,
-    quiet_below: float | None = None,
+    fields: Sequence[FlatMaps], quiet_below: float | None = None,
 ) -> Engine:  # fmt: skip
     if backend == "tensorrt":
         from edge.engines.tensorrt import open_tensorrt
@@ -105,7 +112,7 @@ def _open(
                 f"backend 'tensorrt' runs a compiled plan and got none for bundle {bundle.path}; "
                 "run `kizu compile BUNDLE --backend tensorrt` and `kizu run`",
             )
-        return open_tensorrt(bundle, plan, device=device, max_batch=batch, quiet_below=quiet_below)
+        return open_tensorrt(bundle, plan, device=device, max_batch=batch, quiet_below=quiet_below, fields=fields)
     if backend == "openvino":
         from edge.engines.openvino import OpenVinoEngine
 

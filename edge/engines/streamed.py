@@ -14,22 +14,23 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.engines.contract import busy, closed, nothing_out, require_batch
-from edge.engines.device import BufferPlan, Device, Program
+from edge.engines.contract import INFER_TIMEOUT_S, InOrder, busy, closed, nothing_out, require_batch
+from edge.engines.device import PLACE, BufferPlan, Device, Program
+from edge.engines.device_fields import DeviceFields
 from edge.errors import DeviceError, EngineError
 from edge.masks import float32_floor
 from edge.protocols import EngineSpec, Ticket
+from edge.types import FlatMaps, Uneven
 
-_INFER_TIMEOUT_S = 120.0
 # Between two looks at an event: a sixteenth of what was waited so far. Some 60 looks for a batch of 10 ms, and no
 # answer is noticed later than 6 % of its own time.
 _SHORTEST_NAP_S = 20e-6
@@ -48,7 +49,7 @@ class _Slot:
     copied_out: Any
 
 
-class StreamedEngine:
+class StreamedEngine(InOrder):
     """An Engine over a device and a program; `spec.depth` slots. Owns both and closes them.
 
     A slot is used again only once its last step is known to be over, also when its batch was given up as late. After
@@ -56,7 +57,9 @@ class StreamedEngine:
 
     With `quiet_below`, a batch that was submitted brings back masks and scores, and maps only of frames with a cell
     above it, or one that is no number; the map of any other frame reads as `quiet_below` everywhere. `infer` always
-    brings the map.
+    brings the map. With `fields`, which stay on the device, it is a `Leveler`: a batch's uneven frames are corrected
+    there, in place, between their copy and the graph. `keep` is called once all is warm and when it closes, to keep
+    what the program has made ready.
     """
 
     def __init__(
@@ -66,16 +69,17 @@ class StreamedEngine:
         program: Program,
         *,
         quiet_below: float | None = None,
-        on_close: Callable[[], None] = lambda: None,
+        fields: Sequence[FlatMaps] = (),
+        keep: Callable[[], None] = lambda: None,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._spec = spec
+        self._spec = replace(spec, levels=bool(fields))
         self._device = device
         self._program = program
         # Rounded down as in `stages.segment`: a cell is above the limit there if and only if it is above this one here.
         self._quiet_below = None if quiet_below is None else float32_floor(quiet_below)
-        self._on_close = on_close
+        self._keep = keep
         self._monotonic = monotonic
         self._sleep = sleep
         self._plan = BufferPlan.of(spec)
@@ -86,26 +90,26 @@ class StreamedEngine:
         self._next = 0
         self._lost: DeviceError | None = None
         self._closed = False
-
-    @property
-    def spec(self) -> EngineSpec:
-        return self._spec
+        self._fields = DeviceFields(device, spec, fields, self._put)
 
     def warmup(self) -> None:
         """Run every batch size in every slot: kernels are compiled and graphs captured for each."""
-        spec = self._spec
+        spec, place = self._spec, self._fields.any_place
         for count in range(1, spec.max_batch + 1):
+            uneven = () if place is None else (place,) * count
             for _ in range(spec.depth):
-                self.submit(np.zeros((count, spec.height, spec.width, spec.channels), np.uint8))
-                self.collect(_INFER_TIMEOUT_S)
+                self.submit(np.zeros((count, spec.height, spec.width, spec.channels), np.uint8), uneven)
+                self.collect(INFER_TIMEOUT_S)
+        self._keep_made()  # now: a daemon that is killed does not come to closing
 
-    def submit(self, batch: NDArray[np.uint8]) -> Ticket:
+    def submit(self, batch: NDArray[np.uint8], uneven: Sequence[Uneven | None] = ()) -> Ticket:
         """Copy `batch` into pinned memory and start its three steps; `batch` is free again on return."""
-        return self._submit(batch, whole=self._quiet_below is None)
+        return self._submit(batch, uneven, whole=self._quiet_below is None)
 
-    def _submit(self, batch: NDArray[np.uint8], *, whole: bool) -> Ticket:
+    def _submit(self, batch: NDArray[np.uint8], uneven: Sequence[Uneven | None] = (), *, whole: bool) -> Ticket:
         self._require_open()
         require_batch(batch, self._spec)
+        places = self._fields.places(uneven, len(batch)) if any(uneven) else None
         if len(self._out) >= self._spec.depth:
             raise busy(self._spec)
         self._take_back_overdue()
@@ -113,7 +117,7 @@ class StreamedEngine:
             raise EngineError(f"{self._spec.name}: a batch that came too late still runs; try again later")
         slot, count = self._idle.popleft(), len(batch)
         try:
-            self._start(slot, batch, whole=whole)
+            self._start(slot, batch, places, whole=whole)
         except EngineError as error:
             self._note(error)
             self._fence(slot)
@@ -147,16 +151,9 @@ class StreamedEngine:
         self._idle.append(slot)
         return ticket, maps, scores
 
-    def infer(self, batch: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """`submit` and `collect` of one batch, with its whole maps."""
-        if self._out:
-            raise busy(self._spec)
-        self._submit(batch, whole=True)
-        _, maps, scores = self.collect(_INFER_TIMEOUT_S)
-        return maps, scores
-
-    def __enter__(self) -> Self:
-        return self
+    def _submit_alone(self, batch: NDArray[np.uint8]) -> Ticket:
+        """With its whole maps."""
+        return self._submit(batch, whole=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -164,26 +161,35 @@ class StreamedEngine:
         if self._closed:
             return
         self._closed = True
-        with suppress(EngineError):  # nothing is left to do for a cache that cannot be kept
-            self._on_close()
+        self._keep_made()
         self._program.close()
         self._device.close()
         self._out.clear()
         self._overdue.clear()
         self._idle.clear()
 
+    def _keep_made(self) -> None:
+        with suppress(EngineError):  # it only saves time, at the next start
+            self._keep()
+
     def _slot(self, index: int) -> _Slot:
         device, size = self._device, self._plan.size
         return _Slot(index, device.pinned(size), device.allocate(size), device.event(), device.event(), device.event())
 
-    def _start(self, slot: _Slot, batch: NDArray[np.uint8], *, whole: bool) -> None:
+    def _start(self, slot: _Slot, batch: NDArray[np.uint8], places: NDArray[np.uint8] | None, *, whole: bool) -> None:
         device, plan, count = self._device, self._plan, len(batch)
         copy_in, compute, copy_out = self._streams
         frames = slot.host[: plan.frame * count]
         np.copyto(frames, batch.reshape(-1))
         device.upload(slot.address, frames, copy_in)
+        if places is not None:
+            table = slot.host[plan.places_at : plan.places_at + PLACE.itemsize * count]
+            np.copyto(table, places)
+            device.upload(slot.address + plan.places_at, table, copy_in)
         device.record(slot.copied_in, copy_in)
         device.wait(compute, slot.copied_in)
+        if places is not None:
+            self._fields.level(slot.address, slot.address + plan.places_at, count, compute)
         maps, scores = slot.address + plan.maps_at, slot.address + plan.scores_at
         self._program.enqueue(slot.index, count, slot.address, maps, scores, compute)
         if not whole:
@@ -194,6 +200,19 @@ class StreamedEngine:
         device.download(slot.host[first : first + size * count], slot.address + first, copy_out)
         device.download(slot.host[plan.scores_at : plan.scores_at + 4 * count], scores, copy_out)
         device.record(slot.copied_out, copy_out)
+
+    def _put(self, address: int, data: NDArray[np.uint8]) -> None:
+        """Copy `data` to `address` before anything runs, piece by piece through a slot's pinned memory."""
+        slot, copy_in = self._idle[0], self._streams[0]
+        for at in range(0, len(data), len(slot.host)):
+            piece = slot.host[: len(data) - at]
+            np.copyto(piece, data[at : at + len(piece)])
+            self._device.upload(address + at, piece, copy_in)
+            self._device.record(slot.copied_in, copy_in)
+            if not self._reached(slot.copied_in, self._monotonic() + INFER_TIMEOUT_S):
+                raise DeviceError(
+                    "lost", f"{self._spec.name}: {len(piece)} bytes were not copied in {INFER_TIMEOUT_S} s"
+                )
 
     def _answer(self, slot: _Slot, count: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Copies: the slot is used again while the caller looks at them."""

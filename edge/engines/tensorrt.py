@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from importlib import import_module
 from pathlib import Path
@@ -21,6 +21,7 @@ from edge.engines.device import Plan, Stream
 from edge.engines.streamed import StreamedEngine
 from edge.errors import DeviceError, EngineError
 from edge.protocols import EngineSpec
+from edge.types import FlatMaps
 
 FLAVORS = ("tensorrt_rtx", "tensorrt_rtx_bindings", "tensorrt")
 """Import names, in the order they are tried; the two wheels of TensorRT-RTX alone import as the second."""
@@ -47,7 +48,13 @@ def import_tensorrt() -> Any:
 
 
 def open_tensorrt(
-    bundle: ModelBundle, plan: Plan, *, device: str, max_batch: int, quiet_below: float | None = None
+    bundle: ModelBundle,
+    plan: Plan,
+    *,
+    device: str,
+    max_batch: int,
+    quiet_below: float | None = None,
+    fields: Sequence[FlatMaps] = (),
 ) -> StreamedEngine:
     """The engine that runs `plan`, compiled from `bundle`, on the GPU `device` ("cuda:0"); see `StreamedEngine`.
 
@@ -64,13 +71,15 @@ def open_tensorrt(
         gpu = CudaDevice(number)  # before TensorRT touches the driver: its words about a missing one are no help
         opened.callback(gpu.close)
         if quiet_below is not None:
-            gpu.require_kernels()
+            gpu.require_kernels('engine.maps = "all"')
+        if fields:
+            gpu.require_kernels('engine.flat_field = "host"')
         runtime = trt.Runtime(_logger(trt))
         require_valid(trt, runtime, plan, gpu.name)
         program = TensorRtProgram(trt, runtime, plan, bundle.manifest, slots=_DEPTH)
         opened.callback(program.close)
         spec = spec_of(bundle.manifest, version_of(trt), f"{device} {gpu.name}", max_batch)
-        engine = StreamedEngine(spec, gpu, program, quiet_below=quiet_below, on_close=program.keep_cache)
+        engine = StreamedEngine(spec, gpu, program, quiet_below=quiet_below, fields=fields, keep=program.keep_cache)
         opened.pop_all()  # both are the engine's to close from here on
         return engine
 
@@ -120,6 +129,10 @@ def refusal(names: set[str], plan: Path, version: str, device: str) -> DeviceErr
         return DeviceError("driver", f"{found}: the driver is too old; install a newer one, `kizu doctor` shows which")
     if "CUDA_ERROR" in names:
         return DeviceError("driver", f"{found}: CUDA answers with an error; see `nvidia-smi` and `kizu doctor`")
+    if not names:  # so with TensorRT-RTX 1.7 where its own CUDA cannot ask the GPU; a bad plan has a name (seen)
+        return DeviceError(
+            "driver", f"{found}: it could not ask the GPU; is the driver too old? `kizu doctor` shows it"
+        )
     return DeviceError("engine", f"{found}: it is damaged or from elsewhere; remove it and run `kizu compile` again")
 
 
@@ -132,6 +145,7 @@ class TensorRtProgram:
     def __init__(self, trt: Any, runtime: Any, plan: Plan, manifest: Manifest, *, slots: int) -> None:
         self._cache_path = plan.path.with_name(plan.path.name + ".runtime-cache")
         self._cache: Any = None
+        self._kept = b""
         self._runtime = runtime
         self._engine = runtime.deserialize_cuda_engine(plan.data)
         if self._engine is None:
@@ -168,12 +182,17 @@ class TensorRtProgram:
             raise DeviceError("lost", f"tensorrt: {count} frames could not be enqueued; the log has TensorRT's words")
 
     def keep_cache(self) -> None:
-        """Write the runtime cache beside the plan, whole or not at all."""
+        """Write the runtime cache beside the plan, whole or not at all, if there is more in it than was read.
+
+        Raises:
+            EngineError: it cannot be written.
+        """
         if self._cache is None:
             return
         data = self._cache.serialize()
-        if data is not None:
+        if data is not None and bytes(data) != self._kept:
             write_whole(self._cache_path, bytes(data))
+            self._kept = bytes(data)
 
     def close(self) -> None:
         """Free contexts before their engine, and that before its runtime."""
@@ -186,6 +205,7 @@ class TensorRtProgram:
         config = self._engine.create_runtime_config()
         if self._cache is None:
             self._cache = read_cache(self._cache_path, config.create_runtime_cache)
+            self._kept = bytes(self._cache.serialize() or b"")
         config.set_runtime_cache(self._cache)
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         return self._engine.create_execution_context(config)

@@ -3,6 +3,9 @@
 Owns the arithmetic, corrected = round((image - dark) * gain) in single precision, halves to even, clipped to 0..255
 (the two-point correction of EMVA 1288); the arrays come from a `CameraCalibration`. A model that is to see corrected
 frames must have been trained and certified on corrected ones: `kizu correct` makes them, through this very function.
+
+It is pointwise, so it may come after cutting and reflecting as well as before: where a region reaches the model
+unscaled, a GPU's engine may do it (`engine.flat_field`), and `level` where another engine stands in for that one.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from numpy.typing import NDArray
 
 from edge.camera import CameraCalibration
 from edge.errors import ImageRefused
+from edge.stages.tile import reflected
+from edge.types import FlatMaps, Uneven
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,9 +38,7 @@ class FlatField:
         """
         from edge import flat_kernels  # numba; see `run_kernels`
 
-        if image.shape != self.gain.shape:
-            given, wanted = (f"{shape[1]} x {shape[0]} px in {shape[2]} channels" for shape in self._shapes(image))
-            raise ImageRefused("size", f"frame of {given}, the camera's flat field is for {wanted}")
+        self.require(image)
         height, width, channels = image.shape
         x, y, across, down = roi_xywh or (0, 0, width, height)
         flat = (height, width * channels)
@@ -45,8 +48,18 @@ class FlatField:
         flat_kernels.correct(image.reshape(flat), gain, dark, out, y, y + down, left, right)
         return out.reshape(image.shape)
 
-    def _shapes(self, image: NDArray[np.uint8]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return image.shape, self.gain.shape
+    def require(self, image: NDArray[np.uint8]) -> None:
+        """Raises ImageRefused (`size`) for an `image` of another shape than the calibration."""
+        if image.shape != self.gain.shape:
+            shapes = (image.shape, self.gain.shape)
+            given, wanted = (f"{shape[1]} x {shape[0]} px in {shape[2]} channels" for shape in shapes)
+            raise ImageRefused("size", f"frame of {given}, the camera's flat field is for {wanted}")
+
+    def over(self, roi_xywh: tuple[int, int, int, int] | None) -> FlatMaps:
+        """The part of it over a region that lies within."""
+        x, y, across, down = roi_xywh or (0, 0, self.gain.shape[1], self.gain.shape[0])
+        cut = np.s_[y : y + down, x : x + across]
+        return FlatMaps(np.ascontiguousarray(self.gain[cut]), np.ascontiguousarray(self.dark[cut]))
 
 
 def flat_field_of(camera: CameraCalibration | None) -> FlatField | None:
@@ -54,3 +67,22 @@ def flat_field_of(camera: CameraCalibration | None) -> FlatField | None:
     if camera is None or camera.gain is None or camera.dark is None:
         return None
     return FlatField(np.ascontiguousarray(camera.gain), np.ascontiguousarray(camera.dark))
+
+
+def level(pixels: NDArray[np.uint8], uneven: Uneven) -> None:
+    """Correct model pixels (h, w, C) uint8, C-contiguous, in place: the bytes that a corrected frame would have given.
+
+    Finds the maps' values anew for each frame; a line whose CPU always does this corrects the frame instead.
+    """
+    from edge import flat_kernels
+
+    height, width, channels = pixels.shape
+    maps = uneven.maps
+    rows = reflected(uneven.top, uneven.top + height, maps.gain.shape[0])
+    columns = reflected(uneven.left, uneven.left + width, maps.gain.shape[1])
+    gain, dark = (
+        np.ascontiguousarray(np.broadcast_to(values[np.ix_(rows, columns)], pixels.shape)).reshape(height, -1)
+        for values in (maps.gain, maps.dark)
+    )
+    flat = pixels.reshape(height, width * channels)
+    flat_kernels.correct(flat, gain, dark, flat, 0, height, 0, width * channels)

@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.bundle import InputSpec, MapGeometry
 from edge.errors import EngineBusy, EngineError
-from edge.protocols import Clock
+from edge.protocols import Clock, Engine, Leveler, Ticket
+from edge.stages.flatfield import level
 from edge.types import AnomalyMap, ModelInput, Roi
 
 
@@ -64,6 +66,23 @@ class Batch:
     inputs: tuple[ModelInput, ...]
     pixels: NDArray[np.uint8]
     buffer: int
+
+
+def submit(engine: Engine, batch: Batch) -> Ticket:
+    """Start `engine` on a batch; what of it is uneven yet is corrected by an engine that levels, and else here.
+
+    Raises:
+        EngineError: as `Engine.submit`.
+    """
+    uneven = tuple(item.uneven for item in batch.inputs)
+    if not any(uneven):
+        return engine.submit(batch.pixels)
+    if engine.spec.levels:
+        return cast(Leveler, engine).submit(batch.pixels, uneven)
+    for pixels, one in zip(batch.pixels, uneven, strict=True):
+        if one is not None:
+            level(pixels, one)
+    return engine.submit(batch.pixels)
 
 
 class MicroBatcher:

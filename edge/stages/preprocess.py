@@ -16,7 +16,7 @@ from edge.bundle import InputSpec
 from edge.errors import ImageRefused
 from edge.images import cv2
 from edge.stages.flatfield import FlatField
-from edge.types import Frame, ModelInput, Roi
+from edge.types import FlatMaps, Frame, ModelInput, Roi, Uneven
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +24,22 @@ class Preprocess:
     """Makes model inputs from frames of one camera; `roi_xywh` in frame pixels, None for the whole frame.
 
     `frame_size` (height, width) and `flat` are the camera calibration's: frames of another size are refused, and the
-    others corrected before anything else.
+    others corrected before anything else; or with `later`, which is `flat.over(roi_xywh)`, not yet: their pixels are
+    marked for whoever does it.
 
     Raises:
-        ValueError: a region of interest without area or outside every frame.
+        ValueError: a region of interest without area or outside every frame; `later` where a region is scaled.
     """
 
     input: InputSpec
     roi_xywh: tuple[int, int, int, int] | None = None
     frame_size: tuple[int, int] | None = None
     flat: FlatField | None = None
+    later: FlatMaps | None = None
 
     def __post_init__(self) -> None:
+        if self.later is not None and not is_unscaled(self.input, self.later.gain.shape[1], self.later.gain.shape[0]):
+            raise ValueError("pixels that were scaled before their flat field would not be those that came after it")
         if self.roi_xywh is not None and (min(self.roi_xywh[:2]) < 0 or min(self.roi_xywh[2:]) < 1):
             raise ValueError(f"roi_xywh {self.roi_xywh}: x and y are at least 0, width and height at least 1")
 
@@ -47,10 +51,20 @@ class Preprocess:
             raise ImageRefused("size", f"frame of {given}, the camera's calibration is for {wanted}")
         if self.flat is not None:
             _require_within(image, self.roi_xywh)
-            image = self.flat(image, self.roi_xywh)
+            if self.later is None:
+                image = self.flat(image, self.roi_xywh)
+            else:
+                self.flat.require(image)
         pixels, roi = prepare(image, self.input, self.roi_xywh)
         x, y, width, height = self.roi_xywh or (0, 0, frame.image.shape[1], frame.image.shape[0])
-        return ModelInput(frame.id, pixels, roi, Roi(float(x), float(y), float(width), float(height)))
+        # Unscaled, so the rectangle that the pixels tile is in whole frame pixels.
+        uneven = None if self.later is None else Uneven(self.later, round(roi.y) - y, round(roi.x) - x)
+        return ModelInput(frame.id, pixels, roi, Roi(float(x), float(y), float(width), float(height)), uneven)
+
+
+def is_unscaled(input: InputSpec, width: int, height: int) -> bool:
+    """Whether a region of `width` x `height` px reaches the model pixel by pixel: cut, reflected, but not scaled."""
+    return input.fit == "tile" or _inner_size(width, height, input) == (width, height)
 
 
 def prepare(

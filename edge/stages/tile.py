@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -216,13 +216,14 @@ class Stitch:
     def tiles(self) -> Iterator[TileInput]:
         """Cut the tiles one by one, as they are asked for."""
         height, width = self._tiling.input.height, self._tiling.input.width
-        roi = self.region.roi
+        roi, uneven = self.region.roi, self.region.uneven
         for tile in self.plan:
             y, x = tile.row.origin_px, tile.column.origin_px
             yield TileInput(
                 frame_id=self.region.frame_id,
                 pixels=cut(self.region.pixels, y, x, height, width),
                 roi=Roi(roi.x + x, roi.y + y, width, height),
+                uneven=uneven and replace(uneven, top=uneven.top + y, left=uneven.left + x),
                 tile=tile,
                 stitch=self,
             )
@@ -260,10 +261,10 @@ def cut(pixels: NDArray[np.uint8], y: int, x: int, height: int, width: int) -> N
     rows, columns = pixels.shape[:2]
     if y + height <= rows and x + width <= columns:
         return pixels[y : y + height, x : x + width]
-    return pixels[np.ix_(_reflected(y, y + height, rows), _reflected(x, x + width, columns))]
+    return pixels[np.ix_(reflected(y, y + height, rows), reflected(x, x + width, columns))]
 
 
-def _reflected(first: int, stop: int, side: int) -> NDArray[np.intp]:
+def reflected(first: int, stop: int, side: int) -> NDArray[np.intp]:
     """The pixels that stand at [first, stop) when an axis of `side` pixels is continued by reflection for ever."""
     if side == 1:
         return np.zeros(stop - first, np.intp)

@@ -31,6 +31,7 @@ from edge.graph import at_precision
 from edge.line_stages import make_stages
 from edge.opening import Plans
 from streaming import streamed_engine
+from tensorrt_plans import where_the_gpu_is_known
 
 Invoke = Callable[..., Any]
 GPU = ("--backend", "tensorrt", "--device", "cuda:99")  # a hundredth GPU is nowhere
@@ -44,11 +45,11 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def plans_of(bundle: ModelBundle, asked: EngineConfig) -> Plans:
         return Plans(Plan(tmp_path / "plan.engine", asked.precision.encode()))
 
-    def open_it(bundle: ModelBundle, plan: Plan, *, device: str, max_batch: int, quiet_below: float | None) -> Any:
+    def open_it(bundle: ModelBundle, plan: Plan, **options: Any) -> Any:
         given = plan.data.decode()
         # int8 lies in the graph already.
         model = bundle.model if given == "int8" else at_precision(bundle.model, given)  # type: ignore[arg-type]
-        engine, _ = streamed_engine(replace(bundle, model=model), kind=Named, quiet_below=quiet_below)
+        engine, _ = streamed_engine(replace(bundle, model=model), kind=Named, quiet_below=options["quiet_below"])
         return engine
 
     monkeypatch.setattr(opening, "compiled_plans", plans_of)
@@ -187,7 +188,8 @@ def test_a_real_gpu_certifies_through_its_own_plan(
     """Nothing is stood in for: compiled, run, recorded, and the line that names the same is certified."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "line"
-    invoke(calibrate, tiny_bundle.path, "--good", good_folder(45), "--out", out, *PROMISE, "--backend", "tensorrt")
+    with where_the_gpu_is_known():
+        invoke(calibrate, tiny_bundle.path, "--good", good_folder(45), "--out", out, *PROMISE, "--backend", "tensorrt")
     bundle = open_bundle(out)
     print(bundle.calibration.engine)
 

@@ -1,21 +1,49 @@
 // Our own CUDA kernels: flat field, threshold, mask packing. `make kernels` builds a fatbin of them for every target.
 // One thread for each output element, 256 threads a block; arguments are checked by whoever launches.
-// The reference of each is a line of NumPy in tests/edge/engines/test_kernels.py.
+// tests/edge/engines/test_kernels.py runs this source on the CPU as well, against `stages.flatfield` and numpy.packbits.
 
 #include <cstdint>
 
-// pixels, answer (n) uint8; gain (sensor) float32 in 1/1; dark (sensor) float32 in gray levels. n = frames * sensor.
-// answer = clamp(round((pixel - dark) * gain)); round half to even, as NumPy does.
+// Where a frame lies in its flat field: `maps` is dark (height, width, channels) float32 in gray levels, then gain of the
+// same shape in 1/1; null leaves the frame alone. The frame's pixel (0, 0) is (top, left) there. PLACE in device.py.
+struct Place {
+    const float *maps;
+    int top, left, height, width, channels, unused;
+};
+
+// The place of `i` on an axis of `side` that reflection continues for ever, the outermost single; as stages.tile does.
+static __device__ __forceinline__ int reflected(int i, int side)
+{
+    if (static_cast<unsigned>(i) < static_cast<unsigned>(side))
+        return i;
+    if (side == 1)
+        return 0;
+    const int period = 2 * side - 2;
+    i %= period;
+    i += i < 0 ? period : 0;
+    return i < side ? i : period - i;
+}
+
+// frames (n / (height * width * channels), height, width, channels) uint8, corrected in place; a place for each.
+// frame = clamp(round((frame - dark) * gain)); round half to even, as NumPy does. Gray that became RGB has one field.
 extern "C" __global__ void __launch_bounds__(256) flat_field(
-    const uint8_t *__restrict__ pixels, const float *__restrict__ dark, const float *__restrict__ gain,
-    uint8_t *__restrict__ answer, unsigned n, unsigned sensor)
+    uint8_t *__restrict__ frames, const Place *__restrict__ places, unsigned n, unsigned height, unsigned width,
+    unsigned channels)
 {
     const unsigned i = blockIdx.x * 256u + threadIdx.x;
     if (i >= n)
         return;
-    const unsigned at = i % sensor;
-    const float value = rintf(__fmul_rn(__fsub_rn(pixels[i], dark[at]), gain[at]));
-    answer[i] = static_cast<uint8_t>(fminf(fmaxf(value, 0.0f), 255.0f));
+    const unsigned pixel = i / channels, row = pixel / width, frame = row / height;
+    const Place place = places[frame];
+    if (place.maps == nullptr)
+        return;
+    const int y = reflected(place.top + static_cast<int>(row - frame * height), place.height);
+    const int x = reflected(place.left + static_cast<int>(pixel - row * width), place.width);
+    const int c = min(static_cast<int>(i - pixel * channels), place.channels - 1);
+    const float *dark = place.maps + (static_cast<size_t>(y) * place.width + x) * place.channels + c;
+    const float *gain = dark + static_cast<size_t>(place.height) * place.width * place.channels;
+    const float value = rintf(__fmul_rn(__fsub_rn(frames[i], *dark), *gain));
+    frames[i] = static_cast<uint8_t>(fminf(fmaxf(value, 0.0f), 255.0f));
 }
 
 // cells (rows, width) float32 -> packed (rows, ceil(width / 8)) uint8: the threshold and its mask in one pass, an eighth

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -64,6 +64,7 @@ def refining(**options: Any) -> tuple[RefineEngine, Recorder, Recorder]:
     return RefineEngine(dense, coarse, gate=0.5, every=2, **options), dense, coarse
 
 
+@settings(deadline=None)  # a busy machine is no fault
 @given(st.integers(0, 1000), st.integers(1, 4), st.floats(0.0, 2.0))
 def test_refined_elements_are_dense_bit_for_bit_and_others_exact_at_the_coarse_cells(
     engines: tuple[Engine, Engine], seed: int, count: int, gate: float

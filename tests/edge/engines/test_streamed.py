@@ -97,8 +97,8 @@ class _NoWaitForCompute(_Broken):
 class _SlotUsedTooEarly(_Broken):
     """Gives a slot back as soon as its batch is enqueued, so that the next batch gets it."""
 
-    def _start(self, slot: Any, batch: NDArray[np.uint8], *, whole: bool) -> None:
-        super()._start(slot, batch, whole=whole)
+    def _start(self, slot: Any, *args: Any, **options: Any) -> None:
+        super()._start(slot, *args, **options)
         self._idle.appendleft(slot)
 
 

@@ -66,7 +66,7 @@ def test_a_cache_that_cannot_be_written_says_where(tmp_path: Path) -> None:
         ({"OLD_CUDA_DRIVER"}, "driver", "driver is too old"),
         ({"INSUFFICIENT_GPU_MEMORY", "CUDA_ERROR"}, "memory", "the GPU is full"),
         ({"CUDA_ERROR"}, "driver", "nvidia-smi"),
-        (set(), "engine", "no reason"),
+        (set(), "driver", "is the driver too old"),
     ],
 )
 def test_what_the_library_finds_wrong_becomes_a_reason_and_a_next_step(bits: set[str], reason: str, words: str) -> None:
@@ -130,10 +130,12 @@ def test_the_modules_load_neither_a_driver_nor_tensorrt() -> None:
 def test_a_compiled_plan_gives_the_golden_answers(tiny_bundle: ModelBundle, tmp_path: Path) -> None:
     """The whole way on the device, in fp32 (TF32 off is not promised): within 1e-2 of the largest cell; then again."""
     from edge.engines.registry import open_engine
-    from tensorrt_plans import build_plan
+    from tensorrt_plans import build_plan, where_the_gpu_is_known
 
     plan = build_plan(tiny_bundle, tmp_path / "tiny.plan")
-    with open_engine(tiny_bundle, backend="tensorrt", device="cuda:0", plan=Plan.read(plan)) as engine:
+    with where_the_gpu_is_known():
+        opened = open_engine(tiny_bundle, backend="tensorrt", device="cuda:0", plan=Plan.read(plan))
+    with opened as engine:
         print(engine.spec)
         engine.warmup()
         golden = tiny_bundle.golden

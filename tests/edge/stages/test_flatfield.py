@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edge.bundle import InputSpec
+from edge.bundle import InputSpec, MapGeometry
 from edge.camera import CameraCalibration
 from edge.errors import ImageRefused
-from edge.stages.flatfield import FlatField, flat_field_of
+from edge.stages.flatfield import FlatField, flat_field_of, level
 from edge.stages.preprocess import Preprocess
-from edge.types import Frame, FrameId
+from edge.stages.tile import tiling_of
+from edge.types import Frame, FrameId, ModelInput
 
 SPEC = InputSpec(32, 32, 1, 4)
 
@@ -31,8 +34,8 @@ def test_every_gray_level_comes_out_as_numpy_says(channels: int) -> None:
     gain, dark = arrays((37, 53, channels))
     gain[:, :20], dark[:, :20] = 0.5, 0.0  # odd levels come out halfway between two
 
-    for level in range(256):
-        image = np.full((37, 53, channels), level, np.uint8)
+    for gray in range(256):
+        image = np.full((37, 53, channels), gray, np.uint8)
         np.testing.assert_array_equal(FlatField(gain, dark)(image), by_numpy(image, gain, dark))
 
 
@@ -93,3 +96,63 @@ def test_a_calibration_without_arrays_has_no_flat_field() -> None:
     """A scale alone leaves frames as they are."""
     assert flat_field_of(None) is None
     assert flat_field_of(CameraCalibration("id", (8, 8))) is None
+
+
+UNSCALED = [
+    ("the whole frame", InputSpec(40, 48, 1, 4), None, (40, 48, 1)),
+    ("a region", InputSpec(32, 32, 1, 4), (7, 5, 32, 32), (64, 64, 1)),
+    ("filled up by reflection", InputSpec(32, 32, 1, 4, aspect="keep"), (7, 5, 32, 20), (64, 64, 1)),
+    ("on both sides", InputSpec(33, 64, 3, 4, aspect="keep"), (0, 3, 33, 33), (40, 40, 3)),
+    ("gray for an RGB model", InputSpec(32, 32, 3, 4), (1, 2, 32, 32), (40, 40, 1)),
+    ("tiles of its own size", InputSpec(32, 32, 1, 4, fit="tile"), (3, 4, 61, 50), (64, 80, 1)),
+    ("tiles of gray as RGB", InputSpec(32, 32, 3, 4, fit="tile"), None, (50, 37, 1)),
+]
+
+
+def model_pixels(stage: Preprocess, image: NDArray[np.uint8]) -> list[ModelInput]:
+    """What a frame's pixels become: one input, or its tiles."""
+    seen = stage(Frame(FrameId("cam", 1, 0, 0), image))
+    if stage.input.fit == "resize":
+        return [seen]
+    tiling = tiling_of(stage.input, MapGeometry(14, 14, stride=2.0, offset_y=2.5, offset_x=2.5))
+    assert tiling is not None
+    return list(tiling.begin(seen).tiles())
+
+
+@pytest.mark.parametrize(("spec", "roi", "size"), [case[1:] for case in UNSCALED], ids=[case[0] for case in UNSCALED])
+@pytest.mark.parametrize("off", [0, 1], ids=["", "control: a pixel off"])
+def test_correcting_after_cutting_gives_the_bytes_of_correcting_before(
+    spec: InputSpec, roi: tuple[int, int, int, int] | None, size: tuple[int, int, int], off: int
+) -> None:
+    """Where nothing is scaled: cut, tiled, reflected or made RGB, every pixel finds its own gain and dark value."""
+    flat = FlatField(*arrays(size))
+    image = np.random.default_rng(3).integers(0, 256, size, dtype=np.uint8)
+    before = model_pixels(Preprocess(spec, roi, size[:2], flat), image)
+    after = model_pixels(Preprocess(spec, roi, size[:2], flat, flat.over(roi)), image)
+
+    equal = []
+    for wanted, given in zip(before, after, strict=True):
+        assert given.uneven is not None and wanted.uneven is None and given.roi == wanted.roi
+        pixels = given.pixels.copy()
+        level(pixels, replace(given.uneven, left=given.uneven.left + off))
+        equal.append(np.array_equal(pixels, wanted.pixels))
+
+    assert all(equal) is (off == 0)
+
+
+def test_pixels_that_are_scaled_are_corrected_before_and_nowhere_else() -> None:
+    """A mean of corrected pixels is not the corrected mean: asking for the other order is a fault of ours."""
+    flat = FlatField(*arrays((64, 64, 1)))
+
+    with pytest.raises(ValueError, match="scaled before their flat field"):
+        Preprocess(SPEC, None, (64, 64), flat, flat.over(None))
+
+
+def test_a_frame_that_is_corrected_later_is_refused_as_early() -> None:
+    """Another shape than the field's, here color: told by the same words as where it is corrected at once."""
+    flat = FlatField(*arrays((32, 32, 1)))
+    frame = Frame(FrameId("cam", 1, 0, 0), np.zeros((32, 32, 3), np.uint8))
+
+    for later in (None, flat.over(None)):
+        with pytest.raises(ImageRefused, match="32 x 32 px in 3 channels, the camera's flat field is for 32 x 32"):
+            Preprocess(InputSpec(32, 32, 3, 4), None, (32, 32), flat, later)(frame)
