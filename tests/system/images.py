@@ -281,7 +281,7 @@ def store() -> list[str]:
 
 
 def buildah(*words: str) -> list[str]:
-    return ["nice", "buildah", *store(), *words]
+    return ["buildah", *store(), *words]
 
 
 def build(file: str, tag: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
