@@ -221,9 +221,9 @@ def jetson_base() -> str:
 
 def full(tag: str) -> str:
     """The name under which a short one is looked for."""
-    if "." in tag.split("/")[0]:
-        return tag
-    return f"docker.io/{tag}" if "/" in tag else f"docker.io/library/{tag}"
+    if "/" not in tag:
+        return f"docker.io/library/{tag}"
+    return tag if "." in tag.split("/")[0] else f"docker.io/{tag}"
 
 
 def debian() -> Path:
