@@ -66,6 +66,7 @@ def nvidia_findings() -> list[Finding]:
         _gpu(gpus),
         Finding("compute_cap", ", ".join(gpu.capability for gpu in gpus if gpu.capability) or None),
         _tensorrt(flavor, gpus),
+        package("onnx", pip("kizu[compile]"), "engines are built from graphs"),
         _compiler(),
         _toolkit(),
         package("pycuda", pip("kizu[gpu]"), "is built here, by g++ and nvcc"),
@@ -78,6 +79,8 @@ def steps(findings: list[Finding]) -> list[str]:
     """The commands that make TensorRT run on this machine's GPU, in order; none where it does or there is no GPU."""
     by_name = {finding.name: finding for finding in findings}
     needed = ["driver", "libcuda", "tensorrt"]
+    if by_name["tensorrt"].serves or "kizu[" not in by_name["tensorrt"].add:  # else the extra brings it
+        needed.append("onnx")
     if not by_name["pycuda"].serves:
         needed += ["compiler", "nvcc", "pycuda"]
     return [by_name[name].add for name in needed if not by_name[name].serves] if _has_gpu() else []

@@ -302,6 +302,8 @@ def pip_mounts() -> list[str]:
     file = WORK / "pip.conf"
     file.write_text("\n".join(["[global]", *lines, ""]).replace("default-timeout", "timeout"))
     paths = re.findall(r"(?:^|\s|file://)(/[^\s]+)", " ".join(settings[key] for key in settings if key in kept))
+    # An index in a folder names files beside it.
+    paths = [str(Path(path).parent) if Path(path).name == "simple" else path for path in paths]
     return [f"{file}:/etc/pip.conf:ro", *(f"{path}:{path}:ro" for path in paths if Path(path).exists())]
 
 

@@ -108,7 +108,7 @@ def test_a_machine_that_has_everything_needs_no_step(machine: Machine) -> None:
     """Driver, library, TensorRT for RTX and pycuda: TensorRT runs, without compiler and toolkit."""
     machine.has(GPU, DRIVER, {"libcuda.so.1": ""})
     machine.answers("nvidia-smi", "NVIDIA L4, 8.9")
-    machine.installs(tensorrt_rtx="1.7.1.116", tensorrt_rtx_cu13="1.7.1.116", pycuda="2026.1")
+    machine.installs(tensorrt_rtx="1.7.1.116", tensorrt_rtx_cu13="1.7.1.116", onnx="1.23.2", pycuda="2026.1")
 
     found = findings()
 
@@ -121,7 +121,7 @@ def test_a_driver_older_than_tensorrts_cuda_is_found_but_of_no_use(machine: Mach
     """Debian's 535 loads, and every engine of CUDA 13 would be refused."""
     machine.has(GPU, {"proc/driver/nvidia/version": VERSION.replace("580.65.06", "535.261.03"), "libcuda.so.1": ""})
     machine.answers("nvidia-smi", "NVIDIA L4, 8.9")
-    machine.installs(tensorrt_rtx="1.7.1.116", tensorrt_rtx_cu13="1.7.1.116", pycuda="2026.1")
+    machine.installs(tensorrt_rtx="1.7.1.116", tensorrt_rtx_cu13="1.7.1.116", onnx="1.23.2", pycuda="2026.1")
 
     found = findings()["driver"]
 
@@ -182,6 +182,7 @@ def test_jetsons_gpu_is_told_by_its_device_tree(machine: Machine, tool: bool) ->
 
     assert (found["gpu"].found, found["compute_cap"].found) == ("Jetson Orin", "sm_87")
     assert found["driver"].found == "Jetson Linux R39.2.0"
+    assert f"{sys.executable} -m pip install 'kizu[compile]'" in steps(examine())  # JetPack does not bring onnx
     assert "python3-libnvinfer" in found["tensorrt"].add and "--system-site-packages" in found["tensorrt"].add
 
 
