@@ -135,6 +135,14 @@ def commands() -> dict[str, Any]:
     return {"commands": len(offered), **{name: findings[name] for name in ("tensorrt", "pycuda", "kernels")}}
 
 
+def engine() -> dict[str, Any]:
+    """An engine for a GPU that is not here, built in the image as its user on a sealed root."""
+    options = [*options_of(services()["camera-left"], volumes=False), "-v", f"{ROOT / 'edge/demo/bundle'}:/bundle:ro"]
+    words = ["compile", "/bundle", "--target", "sm89", "--precision", "fp16", "--cache", "/tmp/engines", "--json"]
+    told = json.loads(podman("kizu-edge", *words, options=options).stdout.splitlines()[-1])
+    return {key: told[key] for key in told if key != "path"}
+
+
 def line() -> dict[str, Any]:
     """The services of compose.yaml that are ours, sealed as it says: pictures in, verdicts on the metrics page."""
     ours = {name: service for name, service in services().items() if service["image"] == "kizu-edge"}
@@ -197,7 +205,7 @@ def jetson() -> dict[str, Any]:
 
 
 STEPS: dict[str, Callable[[], object]] = {
-    step.__name__: step for step in (bases, edge, torch_in_edge, commands, line, jetson, trainer)
+    step.__name__: step for step in (bases, edge, torch_in_edge, commands, engine, line, jetson, trainer)
 }
 
 
