@@ -16,7 +16,7 @@ GPU_SETUP = $(if $(filter .venv/%,$(GPU_PYTHON)),setup)
 GPU_DOCTOR = $(GPU_PYTHON) -c 'from edge.commands.doctor import doctor; doctor()'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-train setup test test-gpu check format pages fuzz test-system bench bench-gpu kernels soak soak-kill power-cut compile-all clean
+.PHONY: help demo demo-train setup test test-gpu check format pages fuzz test-system bench bench-gpu kernels images-check soak soak-kill power-cut compile-all clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ fuzz: setup  ## over a million damaged inputs for every parser of what comes fro
 test-system: setup  ## the unit under a real systemd in a container (root, systemd-container), Prometheus beside a line: three minutes
 	.venv/bin/python tests/system/nspawn.py
 	.venv/bin/python -m pytest -rs tests/system/test_prometheus_line.py
+
+images-check: setup  ## build the images of deploy/ without a registry and run them (root, buildah, podman, debootstrap): minutes
+	.venv/bin/python tests/system/images.py
 
 bench: setup  ## every benchmark that needs no data beside the checkout, as JSON lines
 	@for name in engine segmentation throughput overhead startup memory fdfe; do .venv/bin/python benchmarks/$$name.py || exit 1; done

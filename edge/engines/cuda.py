@@ -55,6 +55,11 @@ def import_driver() -> Any:
             raise DeviceError(
                 "driver", f"no NVIDIA driver: {missing}; install it (nvidia-driver), or use backend 'openvino'"
             ) from missing
+        if "undefined symbol: cu" in str(missing):
+            raise DeviceError(
+                "driver",
+                f"the NVIDIA driver is older than the CUDA that pycuda was built with: {missing}; see `kizu doctor`",
+            ) from missing
         raise DeviceError(
             "package", f"pycuda is not installed ({missing}); run `pip install 'kizu[gpu]'`, which needs nvcc and g++"
         ) from missing
