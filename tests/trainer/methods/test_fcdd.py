@@ -241,12 +241,13 @@ def test_imagenets_network_learns_where_it_is_not_frozen_and_is_built_for_a_line
     facts = BundleFacts("fcdd", "fcdd", preset, InputSpec(side, side, 3, 4), "0" * 64, True, {})
     bundle = export_bundle(method, tmp_path / "bundle", facts, held_out=small[8:])
 
-    shipped, parts = load_backbone("resnet18").net, dict(method.net.trunk.named_children())
-    kept = [shipped.conv1, shipped.layer1, shipped.layer2][: config.frozen]
-    for number, part in enumerate((shipped.conv1, shipped.layer1, shipped.layer2)):
-        own = parts[str(number)].state_dict().values()
-        same = [torch.equal(one, other) for one, other in zip(own, part.state_dict().values(), strict=True)]
-        assert same == [number < len(kept)] * len(same)
+    shipped = load_backbone("resnet18").net
+    names = ("conv1", "layer1", "layer2", "layer3")[: len(method.net.trunk)]
+    for number, name in enumerate(names):
+        own, theirs = (part.state_dict().values() for part in (method.net.trunk[number], getattr(shipped, name)))
+        same = [torch.equal(one, other) for one, other in zip(own, theirs, strict=True)]
+        assert same == [number < config.frozen] * len(same)
+    assert config.frozen < len(method.net.trunk)
     assert not lint(bundle.model)
     with open_engine(bundle, backend="openvino") as engine:
         assert check_golden(bundle, engine).ok
