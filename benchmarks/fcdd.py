@@ -8,6 +8,7 @@ that of the deployed graph after the last step; no epoch is chosen.
 
     python benchmarks/fcdd.py --classes airplane,automobile,bird --seeds 1,2 --steps 250 --batch 128 --precision bf16
     python benchmarks/fcdd.py --classes airplane --steps 15000 --test 10000                              (paper)
+    python benchmarks/fcdd.py --preset cifar-resnet --steps 400 --batch 32 --precision bf16       (ImageNet's weights)
 
 `--validate` judges by training images of other classes instead: that is where settings may be compared. `--labels
 random` is the control. The data are not shipped: a file `cifar10_jpeg.npz`, a folder of photographs.
@@ -39,11 +40,13 @@ if str(ROOT) not in sys.path:
 
 from benchmarks.cifar import DATA, balanced, images  # noqa: E402
 from calib.metrics import image_auroc  # noqa: E402
-from trainer.configs.fcdd import PAPER_CIFAR  # noqa: E402
+from trainer.config import override  # noqa: E402
+from trainer.configs.fcdd import FcddConfig  # noqa: E402
 from trainer.loop import run_training  # noqa: E402
 from trainer.method import Frames  # noqa: E402
 from trainer.methods.fcdd import Fcdd  # noqa: E402
 from trainer.photographs import Photographs, ViewRecipe, cut_view, read_photographs  # noqa: E402
+from trainer.presets import choose_preset  # noqa: E402
 
 PHOTOS = ROOT.parent / "shared" / "data" / "photos"
 PAPER_MEAN = 0.95
@@ -86,7 +89,8 @@ def main() -> None:
         "paper_mean_of_ten": PAPER_MEAN, "means": means, "classes": rows, "labels": options.labels,
         "judged_by": f"{options.test} {'training images not learned from' if options.validate else 'test images'}, "
                      "all classes alike",
-        "train_images_a_class": options.train, "steps": options.steps, "batch": options.batch, "rate": options.rate,
+        "preset": options.preset, "settings": options.set, "train_images_a_class": options.train,
+        "steps": options.steps, "batch": options.batch, "rate": configured(options).learning_rate,
         "exposed_views": len(exposed), "exposed_sha256": exposed.digest, "precision": options.precision,
         "seeds": options.seeds, "seconds": round(time.monotonic() - started), "threads": options.threads,
         "cores": os.cpu_count(), "machine": platform.machine(),
@@ -104,7 +108,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--test", type=int, default=5000, help="test images, all classes alike (of 10,000)")
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--batch", type=int, default=200)
-    parser.add_argument("--rate", type=float, default=1e-3)
+    parser.add_argument("--rate", type=float, help="default: the preset's")
+    parser.add_argument("--preset", default="paper-cifar", help="paper-cifar or cifar-resnet")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the preset")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--labels", choices=("true", "random"), default="true")
     parser.add_argument("--threads", type=int, default=1)
@@ -137,6 +143,16 @@ def shows_own_class(name: str) -> bool:
     )
 
 
+def configured(options: argparse.Namespace) -> FcddConfig:
+    """The preset with the settings and the length that were asked for."""
+    preset = override(choose_preset("fcdd", options.preset), options.set)
+    assert isinstance(preset, FcddConfig)
+    return replace(
+        preset, batch_size=options.batch, min_steps=options.steps, max_steps=options.steps,
+        learning_rate=options.rate or preset.learning_rate, precision=options.precision, labels=options.labels,
+    )  # fmt: skip
+
+
 def judge(name: str, seed: int, exposed: Photographs, options: argparse.Namespace) -> dict[str, float]:
     """AUROC of the deployed graph's image scores, and the last training loss."""
     train, labels, names = images(options.data, "train", SIDE)
@@ -150,10 +166,7 @@ def judge(name: str, seed: int, exposed: Photographs, options: argparse.Namespac
     else:
         judged, truth, _ = images(options.data, "test", SIDE)
     keep = balanced(truth, options.test, seed)
-    config = replace(
-        PAPER_CIFAR, batch_size=options.batch, min_steps=options.steps, max_steps=options.steps,
-        learning_rate=options.rate, precision=options.precision, labels=options.labels,
-    )  # fmt: skip
+    config = configured(options)
     method = Fcdd(config, seed=seed, photographs=exposed)
     method.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     method.prepare(learned)

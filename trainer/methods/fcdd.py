@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import cv2
 import numpy as np
@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from edge.bundle import MapGeometry
 from edge.errors import CommandError, DataError, TrainingError
 from trainer.augment import augmented
+from trainer.backbones import ResNet18, load_backbone
 from trainer.confetti import with_confetti
 from trainer.configs.fcdd import FcddConfig
 from trainer.distill import load_teacher
-from trainer.fcdd_nets import ContrastNormalization, FcddNet, paper_net, patch_net
+from trainer.fcdd_nets import ContrastNormalization, FcddNet, paper_net, patch_net, random_resnet, resnet_net
 from trainer.fcdd_objective import fcdd_loss, pixel_loss, pseudo_huber
 from trainer.heatmap import spreading
 from trainer.method import Batch, Frames
@@ -84,6 +85,7 @@ class Fcdd:
                 "confetti=true"
             )
         self._teacher: dict[str, Any] = {}
+        self._backbone: dict[str, Any] = {}
         self.net = self._network().to(device)
         if self.net.field.cells(config.size_px) < 1:
             raise CommandError(
@@ -190,6 +192,7 @@ class Fcdd:
         """The trunk, the fitted statistics, and the digests of what stood for anomalies."""
         return {
             **({"teacher": self._teacher} if self._teacher else {}),
+            **({"backbone": self._backbone} if self._backbone else {}),
             "statistics": dict(self.statistics),
             **({} if self._photographs is None else {"photographs": self._photographs.digest}),
             **({} if self._bad is None else {"bad": self._bad.describe()}),
@@ -197,6 +200,8 @@ class Fcdd:
 
     def _network(self) -> FcddNet:
         config = self.config
+        if config.network == "resnet":
+            return self._resnet()
         if config.network != "patch":
             return paper_net(config.network, self.seed, config.normalization)
         teacher = load_teacher(config.trunk)
@@ -205,6 +210,18 @@ class Fcdd:
             raise CommandError(f"trunk = {config.trunk}: not a patch network; give one that `kizu distill` made")
         trunk = teacher.net if config.weights == "teacher" else build_patch_net(teacher.spec, self.seed)
         return patch_net(trunk, config.frozen, self.seed)
+
+    def _resnet(self) -> FcddNet:
+        config = self.config
+        if config.weights == "random":
+            backbone = random_resnet(self.seed)
+        else:
+            loaded = load_backbone("resnet18")
+            self._backbone = {"name": "resnet18", "file": loaded.file, "sha256": loaded.sha256}
+            backbone = cast(ResNet18, loaded.net)
+        return resnet_net(
+            backbone, config.layer, config.frozen, self.seed, enlarge=config.enlarge, side_px=config.size_px
+        )
 
     def _graph(self, height_px: int, width_px: int, step: int, shift: float, scale: float) -> FcddGraph:
         net = copy.deepcopy(self.net).cpu()

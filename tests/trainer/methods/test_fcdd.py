@@ -15,14 +15,16 @@ from torch import nn
 from edge.bundle import InputSpec, check_golden
 from edge.engines.registry import open_engine
 from edge.errors import CommandError, DataError, TrainingError
+from edge.graph import lint
 from edge.images import encode_png
 from trainer.augment import Augment, augmented
+from trainer.backbones import ResNet18, load_backbone
 from trainer.confetti import with_confetti
 from trainer.config import Schedule
 from trainer.configs.fcdd import CONFETTI, PRESETS, RECOMMENDED, FcddConfig
 from trainer.data import load_training_set
 from trainer.export import BundleFacts, export_bundle
-from trainer.fcdd_nets import FcddNet, Network, paper_net
+from trainer.fcdd_nets import Enlargement, FcddNet, Field, Network, ResNetLayer, paper_net, random_resnet, resnet_net
 from trainer.fcdd_objective import fcdd_loss, pixel_loss, pseudo_huber
 from trainer.heatmap import spreading
 from trainer.loop import run_training
@@ -158,10 +160,114 @@ def _reach(net: FcddNet, side: int, cell: int) -> tuple[int, int]:
         else nn.Identity() if isinstance(layer, nn.ReLU) else layer
         for layer in net.trunk
     ))  # fmt: skip
-    net.head(swapped(pixels))[0, 0, cell, cell].backward()
+    return _moved_rows(net.head(swapped(pixels))[0, 0, cell, cell], pixels)
+
+
+def _moved_rows(answer: torch.Tensor, pixels: torch.Tensor) -> tuple[int, int]:
+    answer.backward()  # type: ignore[no-untyped-call]
     assert pixels.grad is not None
     rows = torch.nonzero(pixels.grad[0].abs().sum((0, 2)))[:, 0]
     return int(rows[0]), int(rows[-1])
+
+
+@pytest.mark.parametrize(
+    ("layer", "enlarge", "size", "stride"),
+    [
+        ("layer1", 1, 43, 4), ("layer2", 1, 99, 8), ("layer3", 1, 211, 16),
+        ("layer1", 4, 12, 1), ("layer2", 2, 51, 4), ("layer2", 4, 26, 2), ("layer3", 4, 54, 4),
+    ],
+)  # fmt: skip
+def test_a_residual_network_sees_what_its_longest_path_sees(
+    layer: ResNetLayer, enlarge: int, size: int, stride: int
+) -> None:
+    """Field and centers against the pixels that move one answer, as they are and read through an enlargement."""
+    side = 3 * size + (-3 * size) % 16
+    net = resnet_net(_all_through(), layer, 0, 0, enlarge=enlarge, side_px=side).eval()
+    field = net.field
+    middle = field.cells(side) // 2
+    pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    averaged = [
+        nn.Sequential(part[0], nn.AvgPool2d(3, 2, 1)) if place == 0 else part for place, part in enumerate(net.trunk)
+    ]
+
+    answers = net.head(nn.Sequential(*averaged)(net.enlarge(pixels)))[0, 0]
+    first, last = _moved_rows(answers[middle, middle], pixels)
+
+    assert (field.size_px, field.stride_px, field.cells(side)) == (size, stride, len(answers))
+    assert last - first + 1 == size
+    center = field.start_px + middle * stride  # of an enlarged frame it may lie between two pixels
+    assert abs((first + last) / 2 - center) < 0.5 and (enlarge > 1 or (first + last) / 2 == center)
+
+
+def _all_through() -> ResNet18:
+    """ResNet-18 with positive weights: no answer of a ReLU is cut off, so every pixel of the field counts."""
+    net = ResNet18()
+    for parameter in net.parameters():
+        nn.init.uniform_(parameter, 0.01, 0.02)
+    return net
+
+
+def test_control_the_way_through_the_shortcuts_would_be_too_small_a_field() -> None:
+    """Planted bug: the shortcuts' strides counted as well, as a walk over all layers would."""
+    net = resnet_net(random_resnet(0), "layer2", 0, 0)
+    walked = Field(tuple(
+        (layer.kernel_size[0], layer.stride[0], layer.padding[0])  # type: ignore[misc]
+        for layer in net.trunk.modules() if isinstance(layer, nn.Conv2d)
+    ))  # fmt: skip
+
+    assert (net.field.stride_px, net.field.size_px) == (8, 99)
+    assert (walked.stride_px, walked.size_px) != (8, 99)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_the_enlargement_is_the_bilinear_one_between_pixel_centers(factor: int) -> None:
+    """Against torch's own, rims included."""
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    expected = nn.functional.interpolate(pixels, scale_factor=factor, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(Enlargement(32, factor)(pixels), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("preset", "side"), [("confetti-resnet", 128), ("cifar-resnet", 32)])
+def test_imagenets_network_learns_where_it_is_not_frozen_and_is_built_for_a_line(
+    photos: Frames, tmp_path: Path, preset: str, side: int
+) -> None:
+    """Its frozen parts are the shipped file's to the bit; its graph is run by OpenVINO and one that TensorRT takes."""
+    small = np.stack([cv2.resize(one, (side, side), interpolation=cv2.INTER_AREA) for one in photos])
+    config = replace(PRESETS[preset], size_px=side, photographs=str(PHOTOS / "train" / "good"), batch_size=4)
+    method = Fcdd(config, seed=1)
+    run_training(method, small[:8], small[8:], replace(config.schedule(8), steps=3), seed=1, identity={})
+    method.fit_statistics(small[8:])
+    facts = BundleFacts("fcdd", "fcdd", preset, InputSpec(side, side, 3, 4), "0" * 64, True, {})
+    bundle = export_bundle(method, tmp_path / "bundle", facts, held_out=small[8:])
+
+    shipped = load_backbone("resnet18").net
+    names = ("conv1", "layer1", "layer2", "layer3")[: len(method.net.trunk)]
+    for number, name in enumerate(names):
+        own, theirs = (part.state_dict().values() for part in (method.net.trunk[number], getattr(shipped, name)))
+        same = [torch.equal(one, other) for one, other in zip(own, theirs, strict=True)]
+        assert same == [number < config.frozen] * len(same)
+    assert config.frozen < len(method.net.trunk)
+    assert not lint(bundle.model)
+    with open_engine(bundle, backend="openvino") as engine:
+        assert check_golden(bundle, engine).ok
+        maps, _ = engine.infer(small[:2])
+    assert maps.shape == (2, side // config.stride, side // config.stride)
+    assert method.describe()["backbone"]["name"] == "resnet18"
+
+
+def test_control_random_weights_are_of_the_same_shape_and_know_nothing(photos: Frames) -> None:
+    """``weights=random``: other tensors from the same seed, another from another; no file is named."""
+    control = replace(PRESETS["confetti-resnet"], weights="random", size_px=128)
+    one, again, other = (Fcdd(control, seed=seed) for seed in (1, 1, 2))
+    learned = Fcdd(PRESETS["confetti-resnet"], seed=1).net.trunk.state_dict()
+
+    first = one.net.trunk.state_dict()
+    assert {name: tensor.shape for name, tensor in first.items()} == {n: t.shape for n, t in learned.items()}
+    assert torch.equal(first["0.0.weight"], again.net.trunk.state_dict()["0.0.weight"])
+    assert not torch.equal(first["0.0.weight"], other.net.trunk.state_dict()["0.0.weight"])
+    assert "backbone" not in one.describe()
+    assert bool(torch.isfinite(one.net(torch.from_numpy(photos[:2]))).all())
 
 
 def test_contrast_normalization_sees_the_same_part_at_another_exposure(photos: Frames, tmp_path: Path) -> None:
@@ -405,6 +511,11 @@ def test_anomalies_follow_from_the_steps_own_draw(photos: Frames) -> None:
         ({"supervision": "pixel", "augment": "views"}, "moves images and not their masks"),
         ({"supervision": "pixel", "labels": "random"}, "supervision = pixel has none"),
         ({"normalization": "contrast"}, "know the fixed one only"),
+        ({"weights": "imagenet"}, "patch takes teacher or random"),
+        ({"network": "resnet"}, "resnet imagenet or random"),
+        ({"enlarge": 2}, "above 1 only with network = resnet"),
+        ({"network": "resnet", "weights": "imagenet", "enlarge": 3}, "expected one of 1, 2, 4"),
+        ({"network": "resnet", "weights": "imagenet", "kernel": "authors", "stride": 1}, "fields of an even side"),
         ({"kernel": "authors"}, "a stride of 4 falls between"),
     ],
 )
