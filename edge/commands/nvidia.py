@@ -24,7 +24,8 @@ RTX_TARGETS: Final = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 
 # The bindings and their libraries are all that is needed; they import as tensorrt_rtx_bindings.
 _RTX: Final = (
-    "tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13-bindings", "tensorrt-rtx-cu12-bindings",
+    "tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13-bindings",
+    "tensorrt-rtx-cu12-bindings",
 )  # fmt: skip
 _FULL: Final = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
 _OLDEST_DRIVER: Final = {"cu13": 580, "cu12": 525}
