@@ -1,7 +1,10 @@
 """Steady: this very command again, in a process in which a build gives the same bytes each time.
 
-TensorRT for RTX 1.7 orders some tables of an engine by address, and numbers intermediate values as its threads come to
-them. Without address randomization, on one core and with a fixed hash seed there is one order only.
+TensorRT for RTX 1.7 orders some tables of an engine by address, and numbers intermediate values in that order. Address
+randomization is one reason for other addresses. The other is its worker threads: some twenty come and go in a build,
+nearly idle, but each takes a stack, an arena and thread-local blocks, and gives blocks back that the building thread
+takes next; which comes first is the scheduler's choice. So all run on one core, the building thread gets its large
+blocks where no thread interferes, and a thread that wakes up waits for its turn.
 """
 
 from __future__ import annotations
@@ -14,6 +17,11 @@ from typing import Final
 _MARK: Final = "KIZU_STEADY"
 _ADDR_NO_RANDOMIZE: Final = 0x0040000
 """linux/personality.h; kept over exec."""
+_HEAP_ONLY: Final = "glibc.malloc.mmap_max=0:glibc.malloc.mmap_threshold=68719476736"
+"""The main thread's large blocks come from the heap below (brk), not from mmap, where threads have theirs. The C
+library reads it as it starts, so it has to be set before; others ignore it.
+"""
+_TUNABLES: Final = "GLIBC_TUNABLES"
 _THREADS: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -30,5 +38,8 @@ def restart_steadily() -> bool:
     if before == -1 or libc.personality(before | _ADDR_NO_RANDOMIZE) == -1:
         return False
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    settings = {_MARK: "1", "PYTHONHASHSEED": "0"} | dict.fromkeys(_THREADS, "1")
+    # No thread that wakes up preempts another. Kept over exec; needs no privilege, as a real-time policy would.
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    tunables = ":".join(filter(None, (os.environ.get(_TUNABLES), _HEAP_ONLY)))  # of two equal ones the last counts
+    settings = {_MARK: "1", "PYTHONHASHSEED": "0", _TUNABLES: tunables} | dict.fromkeys(_THREADS, "1")
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | settings)
