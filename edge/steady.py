@@ -37,7 +37,7 @@ def restart_steadily() -> bool:
     before = libc.personality(0xFFFFFFFF)
     if before == -1 or libc.personality(before | _ADDR_NO_RANDOMIZE) == -1:
         return False
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    os.sched_setaffinity(0, {libc.sched_getcpu()})
     # No thread that wakes up preempts another. Kept over exec; needs no privilege, as a real-time policy would.
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     tunables = ":".join(filter(None, (os.environ.get(_TUNABLES), _HEAP_ONLY)))  # of two equal ones the last counts
