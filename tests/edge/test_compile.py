@@ -78,15 +78,17 @@ def test_a_rebuild_is_the_same_bytes(tmp_path: Path, precision: str) -> None:
 def test_the_process_that_builds_is_steady_and_keeps_what_was_set() -> None:
     """One core, no thread preempts another, no address is random, and the user's own tunables still hold."""
     asked = "import os; from edge.steady import restart_steadily; before = os.environ['GLIBC_TUNABLES']; "
-    asked += "told = restart_steadily(); print(told, len(os.sched_getaffinity(0)), os.sched_getscheduler(0), before)"
+    asked += "told = restart_steadily(); print(told, len(os.sched_getaffinity(0)), os.sched_getscheduler(0), before, "
+    asked += "'tensorrt_rtx' in os.environ['LD_PRELOAD'])"
     set_before = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}
     done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, timeout=60, env=set_before)
-    told, cores, policy, tunables = done.stdout.split()
+    told, cores, policy, tunables, preloaded = done.stdout.split()
     if told == "False":
         pytest.skip("this machine does not let a process switch address randomization off")
 
     assert (cores, int(policy)) == ("1", os.SCHED_BATCH)
     assert tunables.startswith("glibc.malloc.perturb=0:") and "glibc.malloc.mmap_max=0" in tunables
+    assert preloaded == str(find_spec("tensorrt_rtx_libs") is not None)
 
 
 @rtx
