@@ -2,8 +2,8 @@
 
 Every preset of every method whose teachers are shipped is exported from a few of the demo's photographs (untrained: a
 build does not see what weights mean), and every bundle given is taken as it is. TensorRT for RTX builds each for each
-target alone, at fp32, fp16 and bf16, and at int8 and fp8 where `kizu quantize` takes the graph (ranges of four
-photographs, no accuracy gate); fp8 must be refused by name where a GPU has none. Everything is built twice by
+target alone, at fp32, fp16 and bf16, and at int8 and fp8 where `kizu quantize` takes the graph (ranges of one
+photograph, no accuracy gate); fp8 must be refused by name where a GPU has none. Everything is built twice by
 `kizu compile`, to compare the bytes. Prints one JSON line a graph and precision, then one of
 totals; exits with 1 if anything does not build, has other bytes the second time, or takes longer than `--bound-s`.
 
@@ -16,28 +16,33 @@ import argparse
 import dataclasses
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from calib.int8 import chosen_layers, find_ranges, observe, quantize_graph
+from calib.int8 import Activations, chosen_layers, find_ranges, observe, quantize_graph
 from calib.quantize import draft_bundle
 from calib.ranges import QuantizedPrecision
 from edge.bundle import InputSpec, ModelBundle, derive_bundle, open_bundle
 from edge.errors import KizuError
 from edge.graph import quantized_types
 
+if TYPE_CHECKING:
+    from trainer.config import MethodConfig
+
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS = ROOT / "edge" / "demo" / "photos"
 TARGETS = ("sm80", "sm86", "sm89", "sm120")
 WITHOUT_FP8 = {"sm80", "sm86"}
 FLOATS = ("fp32", "fp16", "bf16")
+PAPER_SIDE_PX = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,23 +83,28 @@ def variants(bundle: ModelBundle, folder: Path) -> Iterator[tuple[str, Path]]:
     held = quantized_types(bundle.model)
     yield from ((precision, bundle.path) for precision in held or FLOATS)
     if not held:
-        for low in get_args(QuantizedPrecision):
-            try:
-                yield low, quantized(bundle, low, folder / f"{bundle.manifest.name}-{low}")
-            except KizuError as error:
-                print(f"compile_all: {bundle.manifest.name} {low} left out: {error}", file=sys.stderr)
+        yield from quantized(bundle, folder)
 
 
-def quantized(bundle: ModelBundle, precision: QuantizedPrecision, out: Path) -> Path:
-    """The graph as `kizu quantize` would write it, not judged."""
-    layers = chosen_layers(bundle.model, precision)
-    seen = observe(bundle, layers, sorted(PHOTOS.rglob("*.jpg"))[:4], lambda done: None)
-    made = quantize_graph(bundle.model, layers, find_ranges(layers, seen, "mse", precision), precision, seen.means)
-    draft = draft_bundle(bundle, made)
-    return derive_bundle(
-        bundle, out, calibration=bundle.calibration, provenance_extra={}, model=draft.model, golden=draft.golden,
-        tolerance=draft.manifest.tolerance,
-    ).path  # fmt: skip
+def quantized(bundle: ModelBundle, folder: Path) -> Iterator[tuple[str, Path]]:
+    """The graph in eight bits as `kizu quantize` would write it, not judged."""
+    seen: Activations | None = None
+    for precision in get_args(QuantizedPrecision):
+        try:
+            layers = chosen_layers(bundle.model, precision)
+            # int8 comes first and has every layer that fp8 has.
+            seen = seen or observe(bundle, layers, sorted(PHOTOS.rglob("*.jpg"))[:1], lambda done: None)
+            ranges = find_ranges(layers, seen, "mse", precision)
+            made = quantize_graph(bundle.model, layers, ranges, precision, seen.means)
+            path = folder / f"{bundle.manifest.name}-{precision}"
+            draft = draft_bundle(bundle, made)
+            derive_bundle(
+                bundle, path, calibration=bundle.calibration, provenance_extra={}, model=draft.model,
+                golden=draft.golden, tolerance=draft.manifest.tolerance,
+            )  # fmt: skip
+            yield precision, path
+        except KizuError as error:
+            print(f"compile_all: {bundle.manifest.name} {precision} left out: {error}", file=sys.stderr)
 
 
 def matrix(graph: str, bundle: Path, precision: str) -> Row:
@@ -134,9 +144,6 @@ def build(bundle: Path, precision: str, target: str) -> dict[str, Any] | str:
 
 def presets(folder: Path, only: list[str]) -> Iterator[ModelBundle]:
     """A bundle of every preset that can be made of the photographs alone, one at a time."""
-    from trainer.data import load_training_set
-    from trainer.export import BundleFacts, export_bundle
-    from trainer.methods import METHODS
     from trainer.presets import PRESETS
 
     for method_name, of_method in PRESETS.items():
@@ -144,18 +151,44 @@ def presets(folder: Path, only: list[str]) -> Iterator[ModelBundle]:
             name = f"{method_name}/{preset}"
             if only and name not in only:
                 continue
-            side = config.size_px
-            frames = load_training_set(PHOTOS, size_px=side, aspect="stretch", skip_bad=False).take(np.arange(8))
             try:
-                method = METHODS[method_name](config, seed=1, device="cpu")
-                method.prepare(frames[:4])
-                # Few images: a cell a pixel at full width costs seconds an image, and a build does not see the numbers.
-                method.fit_statistics(frames[4:6])
-                spec = InputSpec(side, side, 3, max_batch=16)
-                facts = BundleFacts(name.replace("/", "-"), method_name, preset, spec, "0" * 64, True, {})
-                yield export_bundle(method, folder / facts.name, facts, held_out=frames[6:7])
+                yield untrained(folder / name.replace("/", "-"), method_name, preset, config)
             except KizuError as error:
                 print(f"compile_all: {name} left out: {error}", file=sys.stderr)
+
+
+def untrained(path: Path, method_name: str, preset: str, config: MethodConfig) -> ModelBundle:
+    """A preset's graph with the statistics of a few photographs: a build does not see the numbers."""
+    from trainer.data import load_training_set
+    from trainer.export import BundleFacts, export_bundle
+    from trainer.methods import METHODS
+
+    config = with_anomalies(method_name, config, path.with_name("bad"))
+    frames = load_training_set(PHOTOS, size_px=config.size_px, aspect="stretch", skip_bad=False).take(np.arange(16))
+    if config.stride == 1 and config.preset.startswith("paper-") and method_name == "student-teacher":
+        # The same nodes; at 256 px a photograph takes a CPU up to a minute, and fp16 is compared on one.
+        frames = frames[:, :PAPER_SIDE_PX, :PAPER_SIDE_PX]
+    method = METHODS[method_name](config, seed=1, device="cpu")
+    method.prepare(frames[:8])
+    # Few images: a cell a pixel at full width costs seconds an image.
+    method.fit_statistics(frames[8:10])
+    side = frames.shape[1]
+    spec = InputSpec(side, side, 3, max_batch=16)
+    facts = BundleFacts(path.name, method_name, preset, spec, "0" * 64, True, {})
+    return export_bundle(method, path, facts, held_out=frames[10:11])
+
+
+def with_anomalies(method_name: str, config: MethodConfig, bad: Path) -> MethodConfig:
+    """`config` with what some presets ask for beyond good parts: other photographs, or bad parts with their masks."""
+    if getattr(config, "penalty", 0.0) > 0 or config.preset in ("paper-cifar", "paper-gray"):
+        return replace(config, photographs=str(PHOTOS / "train" / "good"))
+    if method_name != "drocc-lf":
+        return config
+    bad.mkdir(exist_ok=True)
+    for image in sorted((PHOTOS / "test" / "color").iterdir()):
+        shutil.copy(image, bad)
+        shutil.copy(PHOTOS / "ground_truth" / "color" / f"{image.stem}_mask.png", bad)
+    return replace(config, bad=str(bad))
 
 
 if __name__ == "__main__":

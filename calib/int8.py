@@ -45,8 +45,12 @@ TRUNK: Final = frozenset({
 """Operators that lead from the pixels to a convolution of a trunk."""
 _CONSTANT_ONLY: Final = frozenset({"Div", "Mul", "Sub"})
 """Of those, the ones that take one tensor and a constant: a difference or product of two tensors is score math."""
-_PIXEL_WAY: Final = frozenset({"Cast", "Transpose", "Identity"})
-_AFFINE: Final = _PIXEL_WAY | {"Add", "Div", "Mul", "Sub"}
+_DATA_INPUTS: Final[Mapping[str, tuple[int, ...]]] = {"Pad": (0, 2), "Resize": (0,), "Slice": (0,), "Split": (0,)}
+"""Inputs that hold values; the others say how much or where, and exporters compute them from shapes and constants."""
+_SELECTING: Final = frozenset({"Concat", "Max", "MaxPool", "Slice"})
+"""Operators that hand on values of their inputs as they are: rounding commutes with them. FDFE's phases are made so."""
+_PIXEL_WAY: Final = frozenset({"Cast", "Transpose", "Identity", "Slice"})
+_AFFINE: Final = _PIXEL_WAY | {"Add", "Div", "Mul", "Pad", "Sub"}
 _MIDDLE_GRAY: Final = 128.0
 _LARGEST_OF_SEVEN_BITS: Final = 63.0
 
@@ -55,9 +59,10 @@ _LARGEST_OF_SEVEN_BITS: Final = 63.0
 class Layer:
     """A convolution that can be quantized: its `name`, its `input` tensor, and the `tensor` whose rounding it sees.
 
-    `tensor` lies before pooling where there is any: rounding commutes with a maximum, and pooling is then done in
-    eight bits too. `pixels` says that the input is uint8 pixels and not padded: int8 holds them exactly less 128.
-    `scaled_pixels`: pixels that are padded or normalized by constants: their range is known, whatever frames show.
+    `tensor` lies before pooling, slices and their concatenation where there are any: rounding commutes with those, and
+    they are then done in eight bits too. `pixels` says that the input is uint8 pixels and not padded: int8 holds them
+    exactly less 128. `scaled_pixels`: pixels that are padded or normalized by constants: their range is known, whatever
+    frames show.
     """
 
     name: str
@@ -196,7 +201,9 @@ def _require_convolution(graph: _Graph, user: onnx.NodeProto, tensor: str) -> No
         return
     if user.op_type == "Conv":
         raise CalibrationError(f"the bias of {_name(user)} is quantized; it must stay float32")
-    if user.op_type != "MaxPool":
+    if user.op_type == "Shape":  # takes no value
+        return
+    if user.op_type not in _SELECTING:
         raise CalibrationError(
             f"{_name(user)} ({user.op_type}) takes the rounded {tensor}; only convolutions may: the score math stays "
             "float32"
@@ -231,11 +238,16 @@ class _Graph:
         """Tensors that are reached from the pixels by `TRUNK` operators alone."""
         reached = {value.name for value in self.graph.input} - self.constants.keys()
         for node in self.nodes:
-            taken = [tensor for tensor in node.input if tensor and not self._fixed(tensor)]
+            taken = [tensor for tensor in self.data(node) if not self._fixed(tensor)]
             alone = node.op_type not in _CONSTANT_ONLY or len(taken) == 1
             if node.op_type in TRUNK and taken and alone and all(tensor in reached for tensor in taken):
                 reached.update(node.output)
         return reached
+
+    def data(self, node: onnx.NodeProto) -> list[str]:
+        """The inputs whose values the node computes with."""
+        places = _DATA_INPUTS.get(node.op_type, range(len(node.input)))
+        return [node.input[place] for place in places if place < len(node.input) and node.input[place]]
 
     def _fixed(self, tensor: str) -> bool:
         maker = self.makers.get(tensor)
@@ -254,21 +266,36 @@ class _Graph:
         ]
         chosen = {id(node) for node in nodes}
         for node in nodes:
-            tensor = self._before_pooling(node.input[0], chosen)
+            tensor = self._before_selection(str(node.input[0]), chosen)
             yield Layer(_name(node), str(node.input[0]), tensor, *self._sees_pixels(node))
 
     def _weight_type(self, node: onnx.NodeProto) -> int | None:
         tensor = self.constants.get(node.input[1])
         return None if tensor is None else int(tensor.data_type)
 
-    def _before_pooling(self, tensor: str, chosen: set[int]) -> str:
-        """The tensor before max pooling, if what is pooled goes to `chosen` convolutions and nowhere else."""
+    def _before_selection(self, tensor: str, chosen: set[int]) -> str:
+        """The one tensor whose values `tensor` holds, if what is made of it goes to `chosen` convolutions alone."""
+        origins = self._origins(tensor)
+        (origin, *others) = origins
+        return origin if not others and self._only_for(origin, chosen) else tensor
+
+    def _origins(self, tensor: str) -> set[str]:
         maker = self.makers.get(tensor)
-        if maker is None or maker.op_type != "MaxPool" or len(maker.output) > 1 or tensor in self.outputs:
-            return tensor
-        if not all(id(user) in chosen for user in self.users[tensor]):
-            return tensor
-        return str(maker.input[0])
+        if maker is None or not self.selects(maker):
+            return {tensor}
+        return set().union(*map(self._origins, self.data(maker)))
+
+    def _only_for(self, tensor: str, chosen: set[int]) -> bool:
+        return tensor not in self.outputs and all(
+            id(user) in chosen
+            or user.op_type == "Shape"
+            or (self.selects(user) and self._only_for(user.output[0], chosen))
+            for user in self.users[tensor]
+        )
+
+    def selects(self, node: onnx.NodeProto) -> bool:
+        """Whether its output holds values of its inputs, and nothing else."""
+        return node.op_type in _SELECTING and len(node.output) == 1
 
     def _sees_pixels(self, node: onnx.NodeProto) -> tuple[bool, bool]:
         """Whether the input is uint8 pixels and not padded, and whether it is pixels that are scaled or padded."""
@@ -277,7 +304,7 @@ class _Graph:
         given, affine = _attributes(node), False
         tensor = node.input[0]
         while (maker := self.makers.get(tensor)) is not None:
-            taken = [one for one in maker.input if one not in self.constants]
+            taken = [one for one in self.data(maker) if one not in self.constants]
             if maker.op_type not in _AFFINE or len(taken) != 1:
                 return False, False
             affine = affine or maker.op_type not in _PIXEL_WAY
@@ -315,9 +342,16 @@ class _Rewrite:
         else:
             source = layer.tensor
         self._weight(node, values, scales)
-        taker = node if node.input[0] == layer.tensor else self._graph.makers[node.input[0]]
-        if taker.input[0] == layer.tensor:  # else another convolution behind the same pooling was here
-            taker.input[0] = self._round(source, limit, layer.tensor)
+        self._take(node, layer.tensor, self._round(source, limit, layer.tensor))
+
+    def _take(self, node: onnx.NodeProto, tensor: str, rounded_tensor: str) -> None:
+        """Let `node`, and what selects values for it, take `rounded_tensor` for `tensor`."""
+        for place, given in enumerate(node.input):
+            maker = self._graph.makers.get(given)
+            if given == tensor and given in self._graph.data(node):
+                node.input[place] = rounded_tensor
+            elif maker is not None and self._graph.selects(maker):
+                self._take(maker, tensor, rounded_tensor)
 
     def finish(self) -> None:
         """Write the nodes back, each new one right after what it comes from."""

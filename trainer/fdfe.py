@@ -417,8 +417,13 @@ def _phases(steps: tuple[_Step, ...], stride: int, axis: int) -> list[Pair]:
 
 def _unwarp(x: Tensor, counts: list[Pair]) -> Tensor:
     """Phases (M N, k, y, x), the last splitting outermost, back to where they belong: (N, k, y M_y, x M_x)."""
-    if not counts:
-        return x
+    # Two splittings at a time: TensorRT takes tensors of at most eight axes, and p = 65 has three.
+    for place in range(0, len(counts), 2):
+        x = _unwarp_once(x, counts[place : place + 2])
+    return x
+
+
+def _unwarp_once(x: Tensor, counts: list[Pair]) -> Tensor:
     channels, rows, columns = x.shape[1:]
     sizes = [count for pair in counts for count in pair]  # last splitting first: down, across, down, across, ...
     n = len(sizes)

@@ -71,13 +71,29 @@ def built_by_the_command(cache: Path, precision: str, *options: str) -> str:
 @rtx
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_rebuild_is_the_same_bytes(tmp_path: Path, precision: str) -> None:
-    """The library orders tables by address and names by thread, so the command leaves it one order only."""
+    """The library orders tables and names by address, so the command leaves it one order only."""
     assert built_by_the_command(tmp_path / "a", precision) == built_by_the_command(tmp_path / "b", precision)
+
+
+def test_the_process_that_builds_is_steady_and_keeps_what_was_set() -> None:
+    """One core, no thread preempts another, no address is random, and the user's own tunables still hold."""
+    asked = "import os; from edge.steady import restart_steadily; before = os.environ['GLIBC_TUNABLES']; "
+    asked += "told = restart_steadily(); print(told, len(os.sched_getaffinity(0)), os.sched_getscheduler(0), before, "
+    asked += "'tensorrt_rtx' in os.environ['LD_PRELOAD'])"
+    set_before = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, timeout=60, env=set_before)
+    told, cores, policy, tunables, preloaded = done.stdout.split()
+    if told == "False":
+        pytest.skip("this machine does not let a process switch address randomization off")
+
+    assert (cores, int(policy)) == ("1", os.SCHED_BATCH)
+    assert tunables.startswith("glibc.malloc.perturb=0:") and "glibc.malloc.mmap_max=0" in tunables
+    assert preloaded == str(find_spec("tensorrt_rtx_libs") is not None)
 
 
 @rtx
 def test_control_without_a_steady_process_the_bytes_differ(tmp_path: Path) -> None:
-    """bf16 takes its names as threads come: of four builds not all are the same."""
+    """Random addresses, and threads as they come: of four builds at bf16 not all are the same."""
     digests = {built_by_the_command(tmp_path / name, "bf16", "--no-reproducible") for name in "abcd"}
 
     assert len(digests) > 1
