@@ -14,6 +14,7 @@ others together (demo bundle: map error 1.30 without, 0.19 with it). Precision i
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,16 +108,16 @@ def layers_of(model: bytes, precision: QuantizedPrecision = "int8") -> tuple[Lay
 
 
 def chosen_layers(model: bytes, precision: QuantizedPrecision, keep: Sequence[str] = ()) -> tuple[Layer, ...]:
-    """`layers_of` without those in `keep`.
+    """`layers_of` without those in `keep`, which are names or patterns such as `/scales.2/teacher/*`.
 
     Raises:
-        CommandError: a name in `keep` is no such layer, or nothing is left to quantize.
+        CommandError: what `keep` says fits no layer, or nothing is left to quantize.
     """
     every = layers_of(model, precision)
     names = [layer.name for layer in every]
-    if unknown := [name for name in keep if name not in names]:
+    if unknown := [pattern for pattern in keep if not fnmatch.filter(names, pattern)]:
         raise CommandError(f"--keep {unknown[0]}: no such layer; the graph's are {', '.join(names) or 'none'}")
-    left = tuple(layer for layer in every if layer.name not in keep)
+    left = tuple(layer for layer in every if not any(fnmatch.fnmatchcase(layer.name, pattern) for pattern in keep))
     if not left:
         raise CommandError(
             f"nothing to quantize: the graph has {len(every)} convolutions for {precision} that are reached from the "

@@ -182,7 +182,8 @@ def require_parity(draft: ModelBundle, precision: QuantizedPrecision) -> dict[st
             raise ParityError(
                 f"{backend} is up to {check.max_abs:.3g} from {REFERENCE} on the quantized golden frames, "
                 f"{check.max_rel_of_tolerance:.3g} times the tolerance; nothing was written; on x86 without VNNI "
-                "use --weight-bits 7, else try another range finder (--ranges) or another version of that backend"
+                "use --weight-bits 7; else keep the deepest network in float32 (in preset trio, ResNet-18 is --keep "
+                "'/scales.2/teacher/*'), try another range finder (--ranges) or another version of that backend"
             )
         gaps[str(backend)] = check.max_abs
     return gaps

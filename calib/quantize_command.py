@@ -25,7 +25,10 @@ def quantize(
     weight_bits: Annotated[
         int, typer.Option(min=7, max=8, help="7 for lines on x86 CPUs without VNNI, which add int8 products wrongly.")
     ] = 8,
-    keep: Annotated[list[str] | None, typer.Option(metavar="LAYER", help="Leave in float32; may be repeated.")] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAYER", help="Leave in float32; may be repeated, and a pattern such as '/scales.2/*'."),
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Labeled test set (test/good, test/KIND) for AUROC.")] = None,
     bad: Annotated[Path | None, typer.Option(help="Folder of images of bad parts for AUROC.")] = None,
     min_agreement: Annotated[

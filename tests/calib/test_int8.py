@@ -222,6 +222,17 @@ def test_kept_layers_stay_as_they_are(demo: ModelBundle, watched: tuple[tuple[La
         chosen_layers(demo.model, "int8", [layer.name for layer in every])
 
 
+def test_a_pattern_keeps_a_whole_network(demo: ModelBundle) -> None:
+    """`/teacher/*` leaves the teacher in float32 and the students in int8; a pattern that fits nothing is refused."""
+    every = {layer.name for layer in layers_of(demo.model)}
+
+    left = {layer.name for layer in chosen_layers(demo.model, "int8", ["/teacher/*"])}
+
+    assert every - left == {name for name in every if name.startswith("/teacher/")} != set()
+    with pytest.raises(CommandError, match=r"--keep /scales\.9/\*: no such layer"):
+        chosen_layers(demo.model, "int8", ["/scales.9/*"])
+
+
 def rounded_tensor(model: bytes, tensor: str, taker: str, place: int) -> bytes:
     """The planted fault: `tensor` is rounded on its way into input `place` of the node `taker`."""
     loaded = onnx.load_from_string(model)
