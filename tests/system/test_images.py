@@ -61,4 +61,4 @@ def test_verdicts_are_counted_over_cameras_and_reasons(images: ModuleType) -> No
         'kizu_verdicts_total{camera="right",decision="reject",reason="score"} 2.0\n'
     )
 
-    assert (images.accepted(page), images.rejected(page)) == (7, 2)
+    assert images.judged(page) == {"left": 3, "right": 6, "accept": 7}
