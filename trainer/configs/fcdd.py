@@ -151,7 +151,7 @@ It has no anomalies of its own: theirs are CIFAR-100, here a folder of ``--photo
 CONFETTI_RESNET = replace(
     CONFETTI, preset="confetti-resnet", network="resnet", weights="imagenet", frozen=2, learning_rate=1e-4
 )
-"""``confetti`` with ImageNet's ResNet-18, near to the authors' frozen VGG; for comparison, it marks planted defects worse."""
+"""``confetti`` with ImageNet's ResNet-18, near to the authors' frozen VGG; a comparison, not the better one so far."""
 
 CIFAR_RESNET = replace(
     PAPER_CIFAR, preset="cifar-resnet", network="resnet", weights="imagenet", layer="layer3", frozen=3, enlarge=2,
