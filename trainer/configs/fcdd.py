@@ -46,7 +46,7 @@ class FcddConfig:
 
     preset: str
     network: Network = "patch"
-    trunk: str = "line-65"  # [C]: no ImageNet weights here; distilled from ResNet-18, p = 65 ([I] for MVTec AD: r = 62)
+    trunk: str = "line-65"  # [C]: distilled from ResNet-18, p = 65 ([I] for MVTec AD: ImageNet's VGG, r = 62)
     layer: ResNetLayer = "layer2"  # [C]: field 99 px, a number every 8 px as in the authors' network
     enlarge: int = 1  # [C]: small images are not what ImageNet's filters are made for
     weights: Literal["teacher", "imagenet", "random"] = "teacher"  # [I] for MVTec AD: ImageNet weights
@@ -151,7 +151,7 @@ It has no anomalies of its own: theirs are CIFAR-100, here a folder of ``--photo
 CONFETTI_RESNET = replace(
     CONFETTI, preset="confetti-resnet", network="resnet", weights="imagenet", frozen=2, learning_rate=1e-4
 )
-"""``confetti`` with ImageNet's ResNet-18, as near to the authors' frozen VGG as the weights at hand come."""
+"""``confetti`` with ImageNet's ResNet-18, near to the authors' frozen VGG; a comparison, not the better one so far."""
 
 CIFAR_RESNET = replace(
     PAPER_CIFAR, preset="cifar-resnet", network="resnet", weights="imagenet", layer="layer3", frozen=3, enlarge=2,

@@ -187,7 +187,8 @@ def test_a_residual_network_sees_what_its_longest_path_sees(
     middle = field.cells(side) // 2
     pixels = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0), requires_grad=True)
     averaged = [
-        nn.Sequential(part[0], nn.AvgPool2d(3, 2, 1)) if place == 0 else part for place, part in enumerate(net.trunk)
+        nn.Sequential(part.get_submodule("0"), nn.AvgPool2d(3, 2, 1)) if place == 0 else part
+        for place, part in enumerate(net.trunk)
     ]
 
     answers = net.head(nn.Sequential(*averaged)(net.enlarge(pixels)))[0, 0]
