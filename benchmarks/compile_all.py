@@ -160,11 +160,14 @@ def presets(folder: Path, only: list[str]) -> Iterator[ModelBundle]:
 
 def untrained(path: Path, method_name: str, preset: str, config: MethodConfig) -> ModelBundle:
     """A preset's graph with the statistics of a few photographs: a build does not see the numbers."""
+    from trainer.config import StudentTeacherConfig
     from trainer.data import load_training_set
     from trainer.export import BundleFacts, export_bundle
     from trainer.methods import METHODS
 
     config = with_anomalies(method_name, config, path.with_name("bad"))
+    if isinstance(config, StudentTeacherConfig):
+        config = replace(config, maps="all")  # the largest graph that a product may get
     frames = load_training_set(PHOTOS, size_px=config.size_px, aspect="stretch", skip_bad=False).take(np.arange(16))
     if method_name == "student-teacher" and preset.startswith("paper-"):
         # The same nodes; at 256 px a photograph takes a CPU up to a minute, and fp16 is compared on one.
@@ -181,7 +184,7 @@ def untrained(path: Path, method_name: str, preset: str, config: MethodConfig) -
 
 def with_anomalies(method_name: str, config: MethodConfig, bad: Path) -> MethodConfig:
     """`config` with what some presets ask for beyond good parts: other photographs, or bad parts with their masks."""
-    if getattr(config, "penalty", 0.0) > 0 or config.preset in ("paper-cifar", "paper-gray"):
+    if getattr(config, "penalty", 0.0) > 0 or config.preset in ("paper-cifar", "paper-gray", "cifar-resnet"):
         return replace(config, photographs=str(PHOTOS / "train" / "good"))
     if method_name != "drocc-lf":
         return config
