@@ -37,6 +37,7 @@ ROWS = (
     Row("[student-teacher](student-teacher.md)", "trio", "student-teacher"),
     Row("[drocc](drocc.md)", "drocc", "drocc"),
     Row("[fcdd](fcdd.md)", "fcdd", "fcdd"),
+    Row("[fcdd](fcdd.md)", "fcdd-masks"),
     Row("[conad](conad.md)", "conad", "conad"),
     Row("[lrdan](lrdan.md)", "lrdan", "lrdan"),
     Row("*student-teacher, teachers that never learned*", "duo-untrained"),
