@@ -49,16 +49,12 @@ def import_driver() -> Any:
     except ImportError as missing:
         if "undefined symbol: cu" in str(missing):  # its libcuda is older than the one that pycuda was built against
             raise DeviceError(
-                "driver", f"the NVIDIA driver is too old for this pycuda: {missing}; install a newer driver"
+                "driver",
+                f"the NVIDIA driver is too old for this pycuda: {missing}; install a newer one, `kizu doctor` says which",
             ) from missing
         if "libcuda" in str(missing):
             raise DeviceError(
                 "driver", f"no NVIDIA driver: {missing}; install it (nvidia-driver), or use backend 'openvino'"
-            ) from missing
-        if "undefined symbol: cu" in str(missing):
-            raise DeviceError(
-                "driver",
-                f"the NVIDIA driver is older than the CUDA that pycuda was built with: {missing}; see `kizu doctor`",
             ) from missing
         raise DeviceError(
             "package", f"pycuda is not installed ({missing}); run `pip install 'kizu[gpu]'`, which needs nvcc and g++"

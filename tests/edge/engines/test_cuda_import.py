@@ -15,7 +15,7 @@ from edge.errors import DeviceError
     ("words", "reason", "said"),
     [
         ("libcuda.so.1: cannot open shared object file", "driver", "no NVIDIA driver"),
-        ("_driver.so: undefined symbol: cuCtxCreate_v4", "driver", "the NVIDIA driver is older than the CUDA that"),
+        ("_driver.so: undefined symbol: cuCtxCreate_v4", "driver", "the NVIDIA driver is too old for this pycuda"),
         ("No module named 'pytools'", "package", "pip install 'kizu[gpu]'"),
     ],
 )
