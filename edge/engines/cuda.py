@@ -50,7 +50,7 @@ def import_driver() -> Any:
         if "undefined symbol: cu" in str(missing):  # its libcuda is older than the one that pycuda was built against
             raise DeviceError(
                 "driver",
-                f"the NVIDIA driver is too old for this pycuda: {missing}; install a newer one, `kizu doctor` says which",
+                f"the NVIDIA driver is too old for this pycuda: {missing}; `kizu doctor` says which one it takes",
             ) from missing
         if "libcuda" in str(missing):
             raise DeviceError(
