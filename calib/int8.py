@@ -39,13 +39,13 @@ OPSET: Final[Mapping[str, int]] = {"int8": 13, "fp8": 19}
 # fmt: off
 TRUNK: Final = frozenset({
     "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Conv", "ConvTranspose", "DepthToSpace",
-    "DequantizeLinear", "Div", "Elu", "Identity", "LeakyRelu", "Max", "MaxPool", "Mul", "Pad", "PRelu",
+    "DequantizeLinear", "Div", "Elu", "Identity", "LeakyRelu", "MatMul", "Max", "MaxPool", "Mul", "Pad", "PRelu",
     "QuantizeLinear", "Relu", "Resize", "Sigmoid", "Slice", "SpaceToDepth", "Split", "Sub", "Tanh", "Transpose",
 })
 # fmt: on
 """Operators that lead from the pixels to a convolution of a trunk."""
-_CONSTANT_ONLY: Final = frozenset({"Div", "Mul", "Sub"})
-"""Of those, the ones that take one tensor and a constant: a difference or product of two tensors is score math."""
+_CONSTANT_ONLY: Final = frozenset({"Div", "MatMul", "Mul", "Sub"})
+"""Of those, the ones that take one tensor and a constant (MatMul enlarges); of two tensors it is score math."""
 _DATA_INPUTS: Final[Mapping[str, tuple[int, ...]]] = {"Pad": (0, 2), "Resize": (0,), "Slice": (0,), "Split": (0,)}
 """Inputs that hold values; the others say how much or where, and exporters compute them from shapes and constants."""
 _SELECTING: Final = frozenset({"Concat", "Max", "MaxPool", "Slice"})

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor, nn
@@ -135,3 +136,29 @@ def test_tensorrt_builds_them(patch: int, tmp_path: Path) -> None:
     bundle = replace(demo, model=made, manifest=msgspec.structs.replace(demo.manifest, input=spec))
 
     assert compile_bundle(bundle, targets=["sm89"], precision="int8", cache=tmp_path).size > 10_000
+
+
+class Enlarged(nn.Module):
+    """A picture enlarged by two constant products, as small images are, before its convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.eye(SIDE).repeat_interleave(2, 0))
+        self.convs = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        planes = (frames.float().permute(0, 3, 1, 2) - 120) / 60
+        rows = self.get_buffer("rows")
+        maps = self.convs(torch.matmul(torch.matmul(rows, planes), rows.T)).square().mean(1)
+        return maps, maps.amax((1, 2))
+
+
+def test_convolutions_behind_an_enlargement_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A product with a constant leads from the pixels to the trunk; without that rule there is nothing to quantize."""
+    model = to_onnx(Enlarged().eval(), InputSpec(SIDE, SIDE, 3, max_batch=2))
+
+    assert len(chosen_layers(model, "int8")) == 2
+
+    monkeypatch.setattr(int8, "TRUNK", int8.TRUNK - {"MatMul"})
+    with pytest.raises(CommandError, match="nothing to quantize"):
+        chosen_layers(model, "int8")
