@@ -109,10 +109,10 @@ def test_three_thousand_junk_connections_do_not_hurt_a_camera(
                 sent += 1
             enemy.join()
             assert camera.drain(20) == 0
-        seen = metric(url, 'kizu_connections_total{socket="frames",step="accepted"}')
 
         assert (camera.acknowledged, metric(url, "kizu_verdicts_total")) == (sent, sent)
-        assert seen >= CONNECTIONS
+        # Counted by the socket's monitor, which on a busy machine is behind.
+        assert until(lambda: metric(url, 'kizu_connections_total{socket="frames",step="accepted"}') >= CONNECTIONS)
         assert metric(url, "kizu_connections_refused_total") > CONNECTIONS / 9
         # The camera has gone as well, and an idle peer has two seconds.
         assert until(lambda: process.num_fds() <= descriptors + 2), (process.num_fds(), descriptors)
