@@ -14,8 +14,6 @@ P pads with zeros, so its answer at the rim is its own; a metric with a place fo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -36,8 +34,8 @@ SEED = 0
 
 LICENSE = "torchvision ResNet-18 IMAGENET1K_V1, BSD-3-Clause (trainer/assets/backbones/LICENSE-resnet18.txt)"
 
-NAMES: Mapping[str, str] = MappingProxyType({"resnet18": "resnet18"})
-"""Teacher's name -> backbone that is shipped."""
+NAMES = ("resnet18",)
+"""Shipped backbones that can be asked for as teachers."""
 
 
 class BackboneTeacher(nn.Module):
@@ -99,7 +97,7 @@ class BackboneReader(nn.Module):
 
 def load_backbone_teacher(name: str) -> tuple[BackboneTeacher, dict[str, Any], str]:
     """The teacher, its card and the SHA-256 of P's weights."""
-    loaded = load_backbone(NAMES[name])
+    loaded = load_backbone(name)
     assert isinstance(loaded.net, ResNet18)
     card = {"name": name, "backbone": {"file": loaded.file, "sha256": loaded.sha256, "known_as": loaded.known_as},
             "license": LICENSE, "layers": list(LAYERS), "rotation_seed": SEED}  # fmt: skip
